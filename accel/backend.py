@@ -1,0 +1,230 @@
+"""The surface that an accelerator plugin implements: `Accelerator`, `VmBackend`, `VcpuBackend`.
+
+It is small on purpose. Everything that accelerators have in common (region tree, views, transactions,
+holding vCPUs, gates, threads, devices) is the core's; a backend creates VMs and vCPUs, enters the guest, and
+brings one memory listener that maps RAM. The core never names a backend: it finds them through the hook
+``accel_register_accelerators``.
+
+Locking, for all methods unless they say otherwise: `VmBackend` methods are called under the big lock or
+inside the VM's gate; `VcpuBackend` methods are called inside the vCPU's gate, by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Protocol
+
+from attrs import Factory, field, frozen
+
+from accel.address import PAGE_SIZE
+from accel.arch.x86 import X86State
+from accel.errors import CapabilityError
+from accel.memory.listener import MemoryListener
+from accel.options import Option
+from accel.program import GuestProgram
+
+
+class Capability(enum.StrEnum):
+    """What an accelerator may offer beyond RAM and vCPUs; probed, never deduced from a version."""
+
+    READONLY_MEMORY = "readonly-memory"
+    COALESCED_PIO = "coalesced-pio"
+    COALESCED_MMIO = "coalesced-mmio"
+    IRQCHIP = "irqchip"
+    PIT = "pit"
+
+
+@frozen
+class Availability:
+    """Whether an accelerator can be used here and now, and why not."""
+
+    ok: bool
+    reason: str = ""
+    capabilities: frozenset[Capability] = frozenset()
+    details: Mapping[str, str] = field(factory=dict)
+
+
+#: The options of every slot-like accelerator. `Vm` reads ``hold`` and ``inhibit_timeout_ms``, the listener
+#: reads ``plan``.
+MEMORY_OPTIONS = (
+    Option(
+        "hold",
+        "choice",
+        "inhibit",
+        "how vCPUs are kept from seeing half of a memory change; unsafe holds nobody",
+        choices=("inhibit", "unsafe"),
+    ),
+    Option(
+        "plan",
+        "choice",
+        "least",
+        "least leaves slots that stay right alone; replace deletes and re-adds each changed section",
+        choices=("least", "replace"),
+    ),
+    Option(
+        "inhibit_timeout_ms",
+        "int",
+        10_000,
+        "longest wait for vCPUs to come out before a memory change gives up",
+        minimum=1,
+    ),
+)
+
+
+@frozen
+class VmConfig:
+    """What a VM is created with.
+
+    Attributes:
+        options: A value for each option that the accelerator declares.
+        irqchip: Create interrupt controllers in the accelerator.
+        pit: Create the interval timer in the accelerator; needs `irqchip`.
+    """
+
+    options: Mapping[str, object] = Factory(dict)
+    irqchip: bool = False
+    pit: bool = False
+
+
+class Accelerator(ABC):
+    """One way to run guests, as registered by a plugin. Creating the object must be cheap and open nothing."""
+
+    #: The name people select it by.
+    name: ClassVar[str]
+    #: One line for `accelctl list`.
+    summary: ClassVar[str] = ""
+    #: What its vCPUs execute: ``x86`` machine code, ``program`` (a `GuestProgram`).
+    executes: ClassVar[frozenset[str]]
+    #: The options it declares.
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    @abstractmethod
+    def probe(self) -> Availability:
+        """Return whether it can be used, with the reason; must not raise and must leave nothing open."""
+
+    @abstractmethod
+    def create_vm(self, config: VmConfig) -> VmBackend:
+        """Create an empty VM.
+
+        Raises:
+            BackendError: A call failed.
+            CapabilityError: `config` asks for something it does not offer.
+        """
+
+
+class CoalescedRing(Protocol):
+    """Guest writes that the accelerator queued instead of leaving the guest for each.
+
+    Attributes:
+        indices: A view of two 32-bit words that differ while entries wait; readable without a lock.
+    """
+
+    indices: memoryview
+
+    def pop(self) -> Iterable[tuple[int, int, bool, bytes]]:
+        """Take out all entries, oldest first: `(address, size, is_port, data)`.
+
+        Runs of one-byte writes to one address may come as one entry of size 1 with longer data. Called
+        under the ring's lock.
+        """
+
+
+class VmBackend(ABC):
+    """A VM inside the accelerator."""
+
+    #: What this VM offers; probed on the VM itself where the accelerator answers there.
+    capabilities: frozenset[Capability] = frozenset()
+    #: Greatest number of vCPUs.
+    max_vcpus: int = 1
+    #: Granule in which RAM can be mapped.
+    page_size: int = PAGE_SIZE
+    #: The ring of coalesced writes, once a vCPU exists and if there is one.
+    ring: CoalescedRing | None = None
+
+    @abstractmethod
+    def create_vcpu(self, index: int) -> VcpuBackend:
+        """Create the vCPU with this index. Raises BackendError."""
+
+    @abstractmethod
+    def memory_listener(self) -> MemoryListener:
+        """Return the listener that maps RAM; the core registers it with the memory space."""
+
+    def io_listener(self) -> MemoryListener | None:
+        """Return a listener for the port space, or None."""
+        return None
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """Set the level of an interrupt line; any thread.
+
+        Raises:
+            CapabilityError: There is no interrupt controller in the accelerator.
+        """
+        raise CapabilityError("this VM has no interrupt controller; create it with irqchip")
+
+    def host(self) -> str:
+        """Return the flavour of host it runs on, for reports."""
+        return ""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; called once, after the vCPUs are closed."""
+
+
+class VcpuBackend(ABC):
+    """A vCPU inside the accelerator."""
+
+    #: The exit record (see `accel.exits`): a view of at least three native 64-bit words.
+    record: memoryview
+    #: Data of port accesses, as bytes.
+    io_data: memoryview
+
+    @abstractmethod
+    def run(self) -> int:
+        """Enter the guest until it comes out; return an `ExitKind`.
+
+        An interrupted call (`kick`) returns ``INTERRUPTED`` and has taken back the kick before it returns.
+        The data for a read exit is in `record` or `io_data` when `run` is called again.
+
+        Raises:
+            BackendError: The call failed for another reason than a kick.
+        """
+
+    @abstractmethod
+    def kick(self, thread_id: int) -> None:
+        """Make the `run` in progress, or else the next one, return ``INTERRUPTED``.
+
+        Called from any thread, with or without any lock; `thread_id` is the native id of the thread that
+        runs the vCPU. Must not block.
+        """
+
+    def finish(self) -> None:
+        """Complete the access of the last exit without executing on, so that state can be read.
+
+        The default suits backends whose state is complete at each exit.
+        """
+
+    def read_state(self) -> X86State:
+        """Return registers and mode. Raises CapabilityError if it does not execute x86."""
+        raise CapabilityError("this accelerator has no x86 registers")
+
+    def write_state(self, state: X86State) -> None:
+        """Set registers and mode. Raises CapabilityError if it does not execute x86."""
+        raise CapabilityError("this accelerator has no x86 registers")
+
+    def load_program(self, program: GuestProgram) -> None:
+        """Start a `GuestProgram` at its first operation. Raises CapabilityError if it executes none."""
+        raise CapabilityError("this accelerator does not run guest programs itself")
+
+    def describe(self) -> str:
+        """Return a line about the last exit and where the guest stands, for error messages."""
+        return ""
+
+    def fault_address(self) -> int | None:
+        """Return the guest-physical address that the last failed exit is about, where it can be known."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; called once, by any thread, while nobody runs it."""

@@ -1,0 +1,287 @@
+"""The accel-blocker: hold every vCPU and VM call out of the accelerator for a moment.
+
+One per VM, for every KVM-like accelerator. Source: QEMU's accel-blocker (commit f39b7d2b96 and its review),
+with gates per vCPU, an event instead of a spin, an owner thread, nesting and a time-out.
+
+The protocol
+------------
+Each vCPU has a gate, a flag that only the thread that runs the vCPU writes. To enter, the thread marks itself
+busy and *then* looks whether the VM is inhibited; if so it takes the mark back, wakes the inhibitor and waits
+outside. The inhibitor marks the VM inhibited and *then* looks at the gates. So at least one of the two sees
+the other: either the vCPU steps back, or the inhibitor finds it busy, kicks it and waits.
+
+*No wake-up is lost.* The inhibitor resets its event before each scan. A gate that is left after the scan sets
+the event after the reset, so the wait returns; one that is left before the scan is seen as not busy.
+
+*The kick is not lost.* It goes to gates that are busy. The vCPU may not have reached its ioctl yet, may be in
+it, or may be past it; the backend's kick is sticky until the vCPU's own thread takes it back, and that thread
+looks at its gate again before it re-enters.
+
+*No deadlock.* The inhibitor waits only for calls into the accelerator to return, and kicks those that would
+not by themselves. It must not hold what such a call needs to finish: device locks and the coalesced ring are
+never held by it, and a vCPU that handles an exit (and may wait for the big lock) is not inside its gate.
+The one known call that a kick may not free is a vCPU that waits for a user-space page fault: that ends in
+`InhibitTimeoutError`, before anything has changed.
+
+*Mark-then-look needs store-load order.* With the GIL, CPython gives it: both threads run under one lock.
+Free-threaded builds do not order a store before a later load of another field, so there the gates
+mark and look under a lock (`_LockedVcpuGate`, picked by `add_gate`).
+
+What would break it: looking before marking; resetting the event after the scan; a second thread running the
+same vCPU; entering a gate while holding a lock that the inhibitor may take.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from attrs import define
+
+from accel.errors import InhibitTimeoutError, MapLostError
+from accel.locks import GATES_LOCK, Lock
+
+#: Whether plain stores and loads are ordered between threads.
+GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+@define
+class BlockerStats:
+    """What holding cost so far; times in seconds. Written under the big lock."""
+
+    inhibits: int = 0
+    kicks: int = 0
+    wait_seconds: float = 0.0
+    hold_seconds: float = 0.0
+
+
+class VcpuGate:
+    """One vCPU's gate.
+
+    Attributes:
+        busy: Written by the thread that runs the vCPU only; read by the inhibitor.
+        operation: The call it is in, for diagnostics. Owned by the vCPU's thread.
+        thread_id: Native id of the thread that runs the vCPU. Owned by that thread.
+        entered: The map generation at the last entry (see `accel.memory.served`).
+    """
+
+    __slots__ = ("_blocker", "busy", "entered", "kick", "name", "operation", "thread_id")
+
+    def __init__(self, blocker: AccelBlocker, name: str, kick: Callable[[int], None]) -> None:
+        self._blocker = blocker
+        self.name = name
+        self.kick = kick
+        self.busy = False
+        self.operation = ""
+        self.thread_id = 0
+        self.entered = 0
+
+    def enter(self) -> None:
+        """Pass in; waits outside while another thread inhibits. Called by the vCPU's thread.
+
+        Raises:
+            MapLostError: The VM is poisoned.
+        """
+        self.busy = True
+        if self._blocker.inhibited:
+            self._blocker.wait_outside(self)
+
+    def leave(self) -> None:
+        """Pass out. Called by the vCPU's thread."""
+        self.busy = False
+        if self._blocker.inhibited:
+            self._blocker.left.set()
+
+
+class _LockedVcpuGate(VcpuGate):
+    """The gate for builds without a GIL: mark and look in one critical section."""
+
+    __slots__ = ()
+
+    def enter(self) -> None:
+        with self._blocker.gates_lock:
+            self.busy = True
+            inhibited = self._blocker.inhibited
+        if inhibited:
+            self._blocker.wait_outside(self)
+
+    def leave(self) -> None:
+        with self._blocker.gates_lock:
+            self.busy = False
+            inhibited = self._blocker.inhibited
+        if inhibited:
+            self._blocker.left.set()
+
+
+class AccelBlocker:
+    """Holds the calls into one VM's accelerator.
+
+    Attributes:
+        inhibited: Read by gates without a lock; written under `gates_lock` by the inhibitor.
+        left: Set by whoever leaves a gate while the VM is inhibited.
+        stats: Counters, for reports.
+    """
+
+    def __init__(self, big_lock: Lock) -> None:
+        self._big_lock = big_lock
+        self.gates_lock = Lock(GATES_LOCK)
+        self.inhibited = False
+        self.left = threading.Event()
+        self.stats = BlockerStats()
+        self._opened = threading.Event()
+        self._owner = 0
+        self._depth = 0
+        self._held_since = 0.0
+        self._poison: MapLostError | None = None
+        # Immutable, replaced under gates_lock, so that a scan needs no lock.
+        self._gates: tuple[VcpuGate, ...] = ()
+        # Thread → the VM call it is in. Guarded by gates_lock.
+        self._vm_calls: dict[int, str] = {}
+
+    # gates
+
+    def add_gate(self, name: str, kick: Callable[[int], None]) -> VcpuGate:
+        """Return a gate for a new vCPU; `kick(thread_id)` must bring that thread out of the accelerator."""
+        gate = (VcpuGate if GIL_ENABLED else _LockedVcpuGate)(self, name, kick)
+        with self.gates_lock:
+            self._gates = (*self._gates, gate)
+        return gate
+
+    def remove_gate(self, gate: VcpuGate) -> None:
+        """Forget the gate of a vCPU that is gone."""
+        with self.gates_lock:
+            self._gates = tuple(other for other in self._gates if other is not gate)
+        self.left.set()
+
+    @property
+    def gates(self) -> tuple[VcpuGate, ...]:
+        """All gates."""
+        return self._gates
+
+    def wait_outside(self, gate: VcpuGate) -> None:
+        """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
+        if self._owner == threading.get_ident():
+            return
+        while True:
+            gate.busy = False
+            self.left.set()
+            self._opened.wait()
+            if self._poison is not None:
+                raise self._poison
+            with self.gates_lock:
+                # Under the lock, so that it holds on every build; this path is rare.
+                gate.busy = True
+                if not self.inhibited:
+                    return
+
+    @contextmanager
+    def vm_call(self, operation: str) -> Iterator[None]:
+        """Pass the VM's gate around a call that is on no vCPU; holders of the big lock pass at once."""
+        if self._big_lock.held():
+            # An inhibitor holds the big lock, so there is none, or it is this thread.
+            yield
+            return
+        me = threading.get_ident()
+        while True:
+            if self._poison is not None:
+                raise self._poison
+            with self.gates_lock:
+                if not self.inhibited:
+                    self._vm_calls[me] = operation
+                    break
+            self._opened.wait()
+        try:
+            yield
+        finally:
+            with self.gates_lock:
+                del self._vm_calls[me]
+                inhibited = self.inhibited
+            if inhibited:
+                self.left.set()
+
+    # inhibiting
+
+    @contextmanager
+    def inhibit(self, timeout: float) -> Iterator[None]:
+        """Hold everyone out for the duration of the block. Needs the big lock; nests.
+
+        Args:
+            timeout: Longest wait in seconds until everyone is out.
+
+        Raises:
+            InhibitTimeoutError: Somebody did not come out; everybody goes on.
+            LockError: The big lock is not held.
+        """
+        self.inhibit_begin(timeout)
+        try:
+            yield
+        finally:
+            self.inhibit_end()
+
+    def inhibit_begin(self, timeout: float) -> None:
+        """Hold everyone out until `inhibit_end`; see `inhibit`."""
+        self._big_lock.assert_held()
+        if self._depth:
+            self._depth += 1
+            return
+        started = time.perf_counter()
+        self._owner = threading.get_ident()
+        self._depth = 1
+        self._opened.clear()
+        with self.gates_lock:
+            self.inhibited = True
+        try:
+            self._wait_until_quiet(started, timeout)
+        except BaseException:
+            self._open()
+            raise
+        self._held_since = time.perf_counter()
+        self.stats.inhibits += 1
+        self.stats.wait_seconds += self._held_since - started
+
+    def inhibit_end(self) -> None:
+        """Let everyone go on, unless an outer inhibit is in force."""
+        self._big_lock.assert_held()
+        self._depth -= 1
+        if self._depth == 0:
+            self.stats.hold_seconds += time.perf_counter() - self._held_since
+            self._open()
+
+    def poison(self, error: MapLostError) -> None:
+        """Never let a vCPU in again: whoever tries gets `error`. Needs the big lock."""
+        self._big_lock.assert_held()
+        self._poison = error
+        with self.gates_lock:
+            self.inhibited = True
+        self._opened.set()
+        for gate in self._gates:
+            if gate.busy:
+                gate.kick(gate.thread_id)
+
+    def _open(self) -> None:
+        self._depth = 0
+        if self._poison is None:
+            with self.gates_lock:
+                self.inhibited = False
+        self._owner = 0
+        self._opened.set()
+
+    def _wait_until_quiet(self, started: float, timeout: float) -> None:
+        me = threading.get_ident()
+        while True:
+            self.left.clear()
+            busy = [gate for gate in self._gates if gate.busy]
+            with self.gates_lock:
+                calls = [call for thread, call in self._vm_calls.items() if thread != me]
+            if not busy and not calls:
+                return
+            for gate in busy:
+                self.stats.kicks += 1
+                gate.kick(gate.thread_id)
+            if not self.left.wait(max(0.0, started + timeout - time.perf_counter())):
+                waited = time.perf_counter() - started
+                still = [(gate.name, gate.operation, waited) for gate in busy if gate.busy]
+                raise InhibitTimeoutError(timeout, still + [("the VM", call, waited) for call in calls])

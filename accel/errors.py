@@ -1,0 +1,250 @@
+"""Every exception that `accel` raises, in one hierarchy.
+
+::
+
+    AccelError
+    ├── UsageError (ValueError)               a call, option or flag that cannot mean anything
+    │   ├── AddressError                      a range or size that is malformed or out of bounds
+    │   ├── OptionError                       an option: unknown, of the wrong type, out of range
+    │   ├── WorkloadError                     a workload file: file, field, value, next step
+    │   ├── ImageError                        a guest image that cannot be loaded
+    │   └── RegionError                       an edit of the region tree that is refused
+    ├── StateError (RuntimeError)             the right call at the wrong time
+    │   ├── ClosedError                       use after close
+    │   └── LockError                         a lock that is not held, or taken out of order
+    ├── NoAcceleratorError (LookupError)      none in the list can do it, with each one's reason
+    ├── PluginError (ImportError)             a plugin that did not load or broke the contract
+    ├── CapabilityError (NotImplementedError) the accelerator does not offer what was asked for
+    ├── BackendError (OSError)                a call into the accelerator failed, with its errno
+    │   └── MemorySlotError                   a slot update: slot, GPA, HVA, size, flags
+    ├── InhibitTimeoutError (TimeoutError)    vCPUs that did not come out of their ioctls
+    ├── MapLostError                          an undo failed: the guest's memory map is not known
+    ├── DeviceError                           a device handler raised while it served the guest
+    └── GuestCrashError                       the guest ended in a way that it cannot go on from
+
+Each carries its data as attributes, prints addresses in hex, and says the next step where there is one.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+
+class AccelError(Exception):
+    """Base of all errors of this project."""
+
+
+class UsageError(AccelError, ValueError):
+    """A call, option or flag that cannot mean anything."""
+
+
+class AddressError(UsageError):
+    """An address range or size that is malformed, unaligned or out of bounds."""
+
+
+class OptionError(UsageError):
+    """An option that is unknown, of the wrong type or out of range.
+
+    Attributes:
+        where: What the option belongs to, such as ``accelerator.kvm``.
+        option: The option's name.
+        value: What was given.
+    """
+
+    def __init__(self, where: str, option: str, value: object, problem: str) -> None:
+        super().__init__(f"{where}.{option} = {value!r}: {problem}")
+        self.where = where
+        self.option = option
+        self.value = value
+
+
+class WorkloadError(UsageError):
+    """A workload file that cannot be used.
+
+    Attributes:
+        path: The file.
+        field: The field as it is written in TOML, such as ``machine.cpus``; empty for the whole file.
+        value: What stands there, or None.
+    """
+
+    def __init__(self, path: str, field: str, value: object, problem: str) -> None:
+        shown = f"{path}: {field}" if field else path
+        if value is not None:
+            shown += f" = {value!r}"
+        super().__init__(f"{shown}: {problem}")
+        self.path = path
+        self.field = field
+        self.value = value
+
+
+class ImageError(UsageError):
+    """A guest image that cannot be loaded.
+
+    Attributes:
+        path: The image file, or the name it was given.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class RegionError(UsageError):
+    """An edit of the region tree that is refused; nothing has changed.
+
+    Attributes:
+        region: The region's name.
+    """
+
+    def __init__(self, region: str, problem: str) -> None:
+        super().__init__(f"memory region '{region}': {problem}")
+        self.region = region
+
+
+class StateError(AccelError, RuntimeError):
+    """The right call at the wrong time."""
+
+
+class ClosedError(StateError):
+    """Something is used after it was closed."""
+
+
+class LockError(StateError):
+    """A lock is not held where it must be, or is taken out of order."""
+
+
+class NoAcceleratorError(AccelError, LookupError):
+    """No accelerator in the list can do what is asked.
+
+    Attributes:
+        reasons: For each accelerator that was tried, in order, why it was passed over.
+    """
+
+    def __init__(self, reasons: Mapping[str, str], advice: str = "") -> None:
+        lines = [f"  {name}: {reason}" for name, reason in reasons.items()]
+        message = "no accelerator can run this:\n" + "\n".join(lines)
+        super().__init__(message + (f"\n{advice}" if advice else ""))
+        self.reasons = dict(reasons)
+
+
+class PluginError(AccelError, ImportError):
+    """A plugin that did not load or breaks the plugin contract.
+
+    Attributes:
+        plugin: The entry point's name.
+        distribution: The distribution that brought it, or ``"?"``.
+    """
+
+    def __init__(self, plugin: str, distribution: str, problem: str) -> None:
+        super().__init__(f"plugin '{plugin}' (from {distribution}): {problem}")
+        self.plugin = plugin
+        self.distribution = distribution
+
+
+class CapabilityError(AccelError, NotImplementedError):
+    """The accelerator does not offer what was asked for."""
+
+
+class BackendError(AccelError, OSError):
+    """A call into the accelerator failed.
+
+    Attributes:
+        operation: The call, such as ``KVM_CREATE_VCPU``.
+        errno: The error number.
+    """
+
+    def __init__(self, operation: str, errno: int, detail: str = "") -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        text = f"{operation} failed: {name} ({os.strerror(errno)})" + (f"; {detail}" if detail else "")
+        super().__init__(errno, text)
+        self.operation = operation
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class MemorySlotError(BackendError):
+    """A slot update failed; the map before is in force.
+
+    Attributes:
+        slot: Slot number.
+        gpa: Guest-physical address of the slot.
+        hva: Host-virtual address behind it.
+        size: Bytes; 0 deletes the slot.
+        flags: The accelerator's own flags.
+        errno: The error number.
+    """
+
+    def __init__(
+        self, operation: str, errno: int, *, slot: int, gpa: int, hva: int, size: int, flags: int
+    ) -> None:
+        detail = f"slot {slot}, GPA {gpa:#x}, HVA {hva:#x}, size {size:#x}, flags {flags:#x}"
+        super().__init__(operation, errno, detail)
+        self.slot = slot
+        self.gpa = gpa
+        self.hva = hva
+        self.size = size
+        self.flags = flags
+
+
+class InhibitTimeoutError(AccelError, TimeoutError):
+    """vCPUs or VM ioctls did not come out in time; everyone goes on and nothing has changed.
+
+    Attributes:
+        inside: For each that is still inside: who, in which call, for how many seconds.
+    """
+
+    def __init__(self, timeout: float, inside: Sequence[tuple[str, str, float]]) -> None:
+        who = ", ".join(f"{name} in {operation} for {seconds:.3f} s" for name, operation, seconds in inside)
+        super().__init__(f"not quiet after {timeout:g} s: {who or 'nobody is inside any more'}")
+        self.timeout = timeout
+        self.inside = tuple(inside)
+
+
+class MapLostError(AccelError):
+    """A failed update could not be undone: which memory the guest sees is no longer known.
+
+    The VM's vCPUs never run again. Attributes:
+        slots: A line for each slot that is believed to be present.
+    """
+
+    def __init__(self, problem: str, slots: Iterable[str] = ()) -> None:
+        self.slots = tuple(slots)
+        present = "; ".join(self.slots) or "none"
+        super().__init__(f"{problem}; slots present: {present}")
+
+
+class DeviceError(AccelError):
+    """A device handler raised while it served the guest; the cause is the handler's own exception.
+
+    Attributes:
+        device: The region's name.
+        address: Port or guest-physical address.
+        vcpu: Index of the vCPU, or None where no vCPU was waiting for it.
+    """
+
+    def __init__(self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException) -> None:
+        who = "the drainer" if vcpu is None else f"vCPU {vcpu}"
+        super().__init__(
+            f"device '{device}' raised {type(cause).__name__} at {access} {address:#x} for {who}: {cause}"
+        )
+        self.device = device
+        self.address = address
+        self.vcpu = vcpu
+
+
+class GuestCrashError(AccelError):
+    """The guest ended in a way that it cannot go on from (triple fault, internal error, failed entry).
+
+    Attributes:
+        vcpu: Index of the vCPU.
+        reason: ``shutdown``, ``internal-error`` or ``fail-entry``.
+    """
+
+    def __init__(self, vcpu: int, reason: str, detail: str) -> None:
+        super().__init__(f"vCPU {vcpu}: {reason}: {detail}")
+        self.vcpu = vcpu
+        self.reason = reason
