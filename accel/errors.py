@@ -7,6 +7,7 @@
     │   ├── AddressError                      a range or size that is malformed or out of bounds
     │   ├── OptionError                       an option: unknown, of the wrong type, out of range
     │   ├── WorkloadError                     a workload file: file, field, value, next step
+    │   ├── ProgramError                      a guest program: operation, field, value
     │   ├── ImageError                        a guest image that cannot be loaded
     │   └── RegionError                       an edit of the region tree that is refused
     ├── StateError (RuntimeError)             the right call at the wrong time
@@ -77,6 +78,27 @@ class WorkloadError(UsageError):
         self.path = path
         self.field = field
         self.value = value
+
+
+class ProgramError(UsageError):
+    """A guest program that cannot mean anything.
+
+    Attributes:
+        where: The operation, such as ``program[3].body[0]``.
+        field: The operation's field, or empty for the whole operation.
+        value: What stands there, or None.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, where: str, field: str, value: object, problem: str) -> None:
+        shown = f"{where}.{field}" if field else where
+        if value is not None:
+            shown += f" = {hex(value) if type(value) is int and abs(value) > 9 else repr(value)}"
+        super().__init__(f"{shown}: {problem}")
+        self.where = where
+        self.field = field
+        self.value = value
+        self.problem = problem
 
 
 class ImageError(UsageError):
