@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -80,6 +81,17 @@ class WorkloadError(UsageError):
         self.value = value
 
 
+def _shown(value: object) -> str:
+    """Return `value` for a message: integers in hex, the rest cut to a few dozen characters."""
+    if type(value) is int and 9 < abs(value) < 1 << 128:
+        return hex(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        # CPython refuses to write integers of more than some thousand digits in decimal.
+        return "a huge number"
+
+
 class ProgramError(UsageError):
     """A guest program that cannot mean anything.
 
@@ -93,7 +105,7 @@ class ProgramError(UsageError):
     def __init__(self, where: str, field: str, value: object, problem: str) -> None:
         shown = f"{where}.{field}" if field else where
         if value is not None:
-            shown += f" = {hex(value) if type(value) is int and abs(value) > 9 else repr(value)}"
+            shown += f" = {_shown(value)}"
         super().__init__(f"{shown}: {problem}")
         self.where = where
         self.field = field
@@ -248,7 +260,9 @@ class DeviceError(AccelError):
         vcpu: Index of the vCPU, or None where no vCPU was waiting for it.
     """
 
-    def __init__(self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException) -> None:
+    def __init__(
+        self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException
+    ) -> None:
         who = "the drainer" if vcpu is None else f"vCPU {vcpu}"
         super().__init__(
             f"device '{device}' raised {type(cause).__name__} at {access} {address:#x} for {who}: {cause}"
