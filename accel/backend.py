@@ -21,6 +21,7 @@ from attrs import Factory, field, frozen
 from accel.address import PAGE_SIZE
 from accel.arch.x86 import X86State
 from accel.errors import CapabilityError
+from accel.exits import ExitKind
 from accel.memory.listener import MemoryListener
 from accel.options import Option
 from accel.program import GuestProgram
@@ -199,11 +200,17 @@ class VcpuBackend(ABC):
         runs the vCPU. Must not block.
         """
 
-    def finish(self) -> None:
+    def prepare_thread(self) -> None:
+        """Get the calling thread ready to run the vCPU; called once on each thread before its first `run`."""
+
+    def finish(self) -> int:
         """Complete the access of the last exit without executing on, so that state can be read.
 
-        The default suits backends whose state is complete at each exit.
+        Returns ``INTERRUPTED`` once nothing is left to complete, or the kind of a further exit that the same
+        access needs (one that crosses a page), to be served before the next call. The default suits
+        backends whose state is complete at each exit.
         """
+        return ExitKind.INTERRUPTED
 
     def read_state(self) -> X86State:
         """Return registers and mode. Raises CapabilityError if it does not execute x86."""

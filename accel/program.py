@@ -24,8 +24,8 @@ from accel.address import ADDRESS_SPACE_SIZE
 from accel.errors import ProgramError
 from accel.options import nearest
 
-#: Deepest nesting of loops; an interpreter or assembler may keep a counter per level on a small stack.
-MAX_DEPTH = 16
+#: Deepest nesting of loops, so that each loop counter can have a register.
+MAX_DEPTH = 8
 #: Most operations in a program, those in loop bodies included.
 MAX_OPS = 65_536
 #: What `Fetch` must find at its address: the x86 near return.

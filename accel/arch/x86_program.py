@@ -84,10 +84,8 @@ def _memory(where: str, op: Load | Store | Add | Fetch) -> bytes:
         raise ProgramError(where, "address", op.address, f"x86 code reaches addresses below {ADDRESS_END:#x}")
     code = b"\x48\xb8" + _imm(op.address, 8)  # mov rax, address
     match op:
-        case Load(expect=None):
-            return code + _LOAD_RCX[size]
         case Load(expect=expect):
-            return code + _LOAD_RCX[size] + _compare_rcx(expect, size) + _COUNT_UNLESS_EQUAL
+            return code + _LOAD_RCX[size] + _expect_rcx(expect, size)
         case Store(value=value) if size == 8:
             return code + _rcx(value) + _STORE_RCX
         case Store(value=value):
@@ -100,10 +98,14 @@ def _memory(where: str, op: Load | Store | Add | Fetch) -> bytes:
             return code + b"\xff\xd0"  # call rax
 
 
-def _compare_rcx(value: int, size: int) -> bytes:
+def _expect_rcx(value: int | None, size: int) -> bytes:
+    if value is None:
+        return b""
     if size < 8:
-        return _COMPARE_CX[size] + _imm(value, size)
-    return b"\x48\xba" + _imm(value, 8) + b"\x48\x39\xd1"  # mov rdx, value; cmp rcx, rdx
+        return _COMPARE_CX[size] + _imm(value, size) + _COUNT_UNLESS_EQUAL
+    return (
+        b"\x48\xba" + _imm(value, 8) + b"\x48\x39\xd1" + _COUNT_UNLESS_EQUAL
+    )  # mov rdx, value; cmp rcx, rdx
 
 
 def _port(op: In | Out) -> bytes:

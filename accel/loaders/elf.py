@@ -84,7 +84,7 @@ def _read_header(name: str, data: bytes) -> tuple[Any, Any, BootMode]:
     if not data.startswith(MAGIC):
         raise ImageError(name, "is no ELF file: it does not begin with 7f 45 4c 46; try the flat loader")
     if len(data) < _IDENT_SIZE:
-        raise ImageError(name, f"is cut off after {len(data):#x} bytes, inside the ELF header; build it anew")
+        raise ImageError(name, f"is cut off after {len(data):#x} bytes, inside the ELF header; rebuild it")
     bits = _CLASS_BITS.get(data[4])
     if bits is None:
         raise ImageError(name, f"ELF class {data[4]} is neither 32 nor 64 bits; the file is damaged")
@@ -119,10 +119,11 @@ def _read_loads(name: str, data: bytes, header: Any, structs: Any) -> list[_Load
         raise ImageError(
             name, f"has program headers of {size} bytes, not {structs.Elf_Phdr.sizeof()}; it is damaged"
         )
-    if start + count * size > len(data):
+    end = start + count * size
+    if end > len(data):
         raise ImageError(
             name,
-            f"is cut off at {len(data):#x}, before program headers end at {start + count * size:#x}; build it anew",
+            f"is cut off at {len(data):#x}, before program headers end at {end:#x}; rebuild it",
         )
     loads: list[_Load] = []
     for number in range(count):
@@ -152,7 +153,7 @@ def _check_load(name: str, data: bytes, number: int, entry: Any, bits: int) -> _
     if offset + stored > len(data):
         raise ImageError(
             name,
-            f"is cut off at {len(data):#x}, before segment {number} ends at {offset + stored:#x}; build it anew",
+            f"is cut off at {len(data):#x}, before segment {number} ends at {offset + stored:#x}; rebuild it",
         )
     for what in ("p_paddr", "p_vaddr"):
         if entry[what] + size > 1 << bits:
@@ -194,7 +195,7 @@ def _parse(name: str, data: bytes, structure: Any, offset: int, what: str) -> An
     try:
         return struct_parse(structure, io.BytesIO(data[offset : offset + structure.sizeof()]))
     except ELFParseError as error:
-        raise ImageError(name, f"is cut off or damaged in {what}; build it anew") from error
+        raise ImageError(name, f"is cut off or damaged in {what}; rebuild it") from error
 
 
 def _shown(value: str | int, prefix: str) -> str:

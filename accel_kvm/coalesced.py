@@ -1,0 +1,129 @@
+"""Coalesced port writes: the kernel queues them in a ring instead of leaving the guest for each.
+
+Source: KVM_REGISTER_COALESCED_MMIO and KVM_CAP_COALESCED_PIO in KVM api.rst. The ring is one page, shared by all
+vCPUs of a VM; the kernel moves `last`, the reader moves `first`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from accel.memory.flat_view import MemoryRegionSection
+from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
+from accel_kvm import abi
+from accel_kvm.ioctl import ioctl
+
+_HEADER = 8
+_ENTRY = struct.Struct("<QII8s")
+_CAPACITY = abi.KVM_COALESCED_MMIO_MAX
+
+
+class KvmCoalescedRing:
+    """The ring in a vCPU's shared mapping; see `accel.backend.CoalescedRing`.
+
+    Args:
+        page: The ring's page; lives as long as the vCPU's mapping.
+    """
+
+    def __init__(self, page: memoryview) -> None:
+        self._page = page
+        self.indices = page[:_HEADER].cast("I")
+
+    def pop(self) -> Iterator[tuple[int, int, bool, bytes]]:
+        """Take out all entries, oldest first."""
+        first, last = self.indices
+        found = []
+        while first != last:
+            # Up to the end of the ring in one piece; what is beyond it starts at the front again.
+            stop = last if last > first else _CAPACITY
+            found.append(bytes(self._page[_offset(first) : _offset(stop)]))
+            first = stop % _CAPACITY
+        # The entries are copied, so the kernel may have their places. x86 keeps these accesses in order.
+        self.indices[0] = first
+        for chunk in found:
+            yield from _entries(chunk)
+
+    def release(self) -> None:
+        """Let go of the page."""
+        self.indices.release()
+        self._page.release()
+
+
+def _offset(index: int) -> int:
+    return _HEADER + index * _ENTRY.size
+
+
+def _entries(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes]]:
+    words = memoryview(chunk).cast("Q")
+    addresses, shapes = words[0::3].tolist(), words[1::3].tolist()
+    count = len(addresses)
+    one_byte_port = 1 | 1 << 32
+    if shapes[0] == one_byte_port and shapes.count(one_byte_port) == count:
+        if addresses.count(addresses[0]) == count:
+            # A console's text: every entry is one byte to the same port.
+            yield addresses[0], 1, True, chunk[16 :: _ENTRY.size]
+            return
+    for address, size, is_port, data in _ENTRY.iter_unpack(chunk):
+        yield address, size, bool(is_port), data[:size]
+
+
+class _ZoneUpdate(Update):
+    """Unregisters zones, then registers zones; undone in reverse. Needs no hold: no mapping changes."""
+
+    def __init__(self, vm_fd: int, deletes: list[MemoryRegionSection], adds: list[MemoryRegionSection]) -> None:
+        self._vm_fd = vm_fd
+        self._steps = [(section, False) for section in deletes] + [(section, True) for section in adds]
+        self._done: list[tuple[MemoryRegionSection, bool]] = []
+
+    def apply(self) -> None:
+        for section, register in self._steps:
+            self._call(section, register)
+            self._done.append((section, register))
+
+    def undo(self) -> None:
+        while self._done:
+            section, register = self._done.pop()
+            self._call(section, not register)
+
+    def _call(self, section: MemoryRegionSection, register: bool) -> None:
+        name = "KVM_REGISTER_COALESCED_MMIO" if register else "KVM_UNREGISTER_COALESCED_MMIO"
+        request = abi.KVM_REGISTER_COALESCED_MMIO if register else abi.KVM_UNREGISTER_COALESCED_MMIO
+        zone = abi.KvmCoalescedMmioZone(section.range.start, section.range.size, 1)
+        ioctl(self._vm_fd, request, zone, name)
+
+
+class KvmIoListener(MemoryListener):
+    """Registers the coalesced ranges of the port space with KVM. State is guarded by the big lock.
+
+    Args:
+        vm_fd: The VM.
+    """
+
+    name = "kvm-io"
+    priority = PRIORITY_ACCEL
+
+    def __init__(self, vm_fd: int) -> None:
+        self._vm_fd = vm_fd
+        self._deletes: list[MemoryRegionSection] = []
+        self._adds: list[MemoryRegionSection] = []
+
+    def coalesced_io_del(self, section: MemoryRegionSection) -> None:
+        """Note a range whose writes are no longer queued."""
+        self._deletes.append(section)
+
+    def coalesced_io_add(self, section: MemoryRegionSection) -> None:
+        """Note a range whose writes are queued from now on."""
+        self._adds.append(section)
+
+    def prepare(self) -> Update | None:
+        """Return the calls to make."""
+        return _ZoneUpdate(self._vm_fd, self._deletes, self._adds) if self._deletes or self._adds else None
+
+    def commit(self) -> None:
+        """Forget the ranges."""
+        self._deletes, self._adds = [], []
+
+    def abort(self) -> None:
+        """Forget the ranges."""
+        self._deletes, self._adds = [], []

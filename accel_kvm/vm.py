@@ -1,0 +1,121 @@
+"""KvmVm: the file descriptor of a VM.
+
+Source: KVM api.rst, section 4, "vm ioctls". A VM belongs to the process that created it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import cast
+
+from accel.backend import Capability, VcpuBackend, VmBackend, VmConfig
+from accel.errors import CapabilityError
+from accel.memory.listener import MemoryListener
+from accel.memory.slot_plan import Policy
+from accel_kvm import abi
+from accel_kvm.coalesced import KvmCoalescedRing, KvmIoListener
+from accel_kvm.ioctl import ioctl
+from accel_kvm.kick import install
+from accel_kvm.memory_listener import KvmMemoryListener
+from accel_kvm.system import KvmSystem, extension, extensions
+from accel_kvm.vcpu import KvmVcpu
+
+# Where VMX keeps four pages of its own in the guest's space, below the firmware: it needs them to run real mode
+# on hosts without "unrestricted guest". Other hosts ignore them.
+_IDENTITY_MAP = 0xFEFF_C000
+_TSS = 0xFEFF_D000
+
+_DEFAULT_SLOTS = 32
+_DEFAULT_VCPUS = 4
+
+
+class KvmVm(VmBackend):
+    """One VM of KVM.
+
+    Raises:
+        BackendError: A call failed.
+        CapabilityError: `config` asks for an interrupt controller or timer that this KVM has not.
+    """
+
+    def __init__(self, config: VmConfig) -> None:
+        self._config = config
+        self._kick_signal = cast(int, config.options.get("kick_signal", 23))
+        self._fd = -1
+        self._ring_page = 0
+        install(self._kick_signal)
+        self._system = KvmSystem()
+        try:
+            self._fd = self._system.create_vm()
+            self._create()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        fd = self._fd
+        self.capabilities = extensions(fd)
+        self.max_vcpus = extension(fd, abi.KVM_CAP_MAX_VCPUS) or _DEFAULT_VCPUS
+        self._mmap_size = self._system.vcpu_mmap_size()
+        self._cpuid = self._system.supported_cpuid()
+        if Capability.COALESCED_PIO in self.capabilities:
+            self._ring_page = extension(fd, abi.KVM_CAP_COALESCED_MMIO)
+        if extension(fd, abi.KVM_CAP_SET_TSS_ADDR):
+            ioctl(fd, abi.KVM_SET_TSS_ADDR, _TSS, "KVM_SET_TSS_ADDR")
+        if extension(fd, abi.KVM_CAP_SET_IDENTITY_MAP_ADDR):
+            address = abi.c_uint64(_IDENTITY_MAP)
+            ioctl(fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
+        if self._config.irqchip:
+            self._require(Capability.IRQCHIP)
+            ioctl(fd, abi.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
+        if self._config.pit:
+            self._require(Capability.PIT)
+            pit = abi.KvmPitConfig(flags=abi.KVM_PIT_SPEAKER_DUMMY)
+            ioctl(fd, abi.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2")
+
+    def _require(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            raise CapabilityError(f"this KVM does not offer {capability}; create the VM without it")
+
+    def create_vcpu(self, index: int) -> VcpuBackend:
+        """Create a vCPU (KVM_CREATE_VCPU), with all CPUID features that the host offers."""
+        fd = ioctl(self._fd, abi.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
+        try:
+            vcpu = KvmVcpu(fd, self._mmap_size, self._kick_signal)
+        except BaseException:
+            os.close(fd)
+            raise
+        vcpu.set_cpuid(self._cpuid)
+        if self.ring is None and self._ring_page:
+            self.ring = KvmCoalescedRing(vcpu.shared_page(self._ring_page))
+        return vcpu
+
+    def memory_listener(self) -> MemoryListener:
+        """Return the listener that keeps the memslots."""
+        return KvmMemoryListener(
+            self._fd,
+            policy=cast(Policy, self._config.options.get("plan", "least")),
+            page_size=self.page_size,
+            slot_count=extension(self._fd, abi.KVM_CAP_NR_MEMSLOTS) or _DEFAULT_SLOTS,
+            readonly_memory=Capability.READONLY_MEMORY in self.capabilities,
+        )
+
+    def io_listener(self) -> MemoryListener | None:
+        """Return the listener that registers coalesced ports, if this KVM has them."""
+        return KvmIoListener(self._fd) if self._ring_page else None
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """Set an interrupt line's level (KVM_IRQ_LINE)."""
+        if not self._config.irqchip:
+            super().set_irq(line, level)
+        ioctl(self._fd, abi.KVM_IRQ_LINE, abi.KvmIrqLevel(line, level), "KVM_IRQ_LINE")
+
+    def host(self) -> str:
+        """Return the flavour of KVM and its kernel."""
+        return self._system.host()
+
+    def close(self) -> None:
+        """Close the VM and ``/dev/kvm``; the kernel drops its slots."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._system.close()
