@@ -60,18 +60,25 @@ def read_image(path: str) -> bytes:
         raise ImageError(path, f"cannot be opened: {os.strerror(error.errno or 0)}") from error
     except ValueError as error:
         raise ImageError(repr(path), f"is no path: {error}") from error
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise ImageError(path, "is a directory; name an image file in it")
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError(path, "is no regular file; copy the image into one")
-        _check_size(path, found.st_size)
-        try:
-            # A file that grows meanwhile must not get past the limit.
-            data = file.read(MAX_IMAGE_SIZE + 1)
-        except OSError as error:
-            raise ImageError(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+    try:
+        return _read_descriptor(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_descriptor(path: str, descriptor: int) -> bytes:
+    found = os.fstat(descriptor)
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError(path, "is a directory; name an image file in it")
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(path, "is no regular file; copy the image into one")
+    _check_size(path, found.st_size)
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            # No more than was checked, whoever is still writing to the file.
+            data = file.read(found.st_size)
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
     _check_size(path, len(data))
     return data
 
