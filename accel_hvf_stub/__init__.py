@@ -1,0 +1,1 @@
+"""The accelerator ``hvf`` as a stub: macOS's Hypervisor.framework, honest about not running."""
