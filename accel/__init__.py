@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accel.backend import VcpuBackend as VcpuBackend
     from accel.backend import VmBackend as VmBackend
     from accel.backend import VmConfig as VmConfig
+    from accel.devices.port_handler import PortAccess as PortAccess
     from accel.errors import AccelError as AccelError
     from accel.exits import Debug as Debug
     from accel.exits import ExitKind as ExitKind
@@ -37,14 +38,13 @@ if TYPE_CHECKING:
     from accel.exits import Shutdown as Shutdown
     from accel.hookspecs import hookimpl as hookimpl
     from accel.machine import Machine as Machine
-    from accel.machine import PortAccess as PortAccess
-    from accel.machine import Run as Run
     from accel.memory.listener import MemoryListener as MemoryListener
     from accel.memory.region import MemoryRegion as MemoryRegion
     from accel.options import Option as Option
     from accel.plugins import open_accelerator as open_accelerator
     from accel.program import GuestProgram as GuestProgram
     from accel.result import RunResult as RunResult
+    from accel.run import Run as Run
     from accel.vm import OpenAccelerator as OpenAccelerator
     from accel.vm import Vcpu as Vcpu
     from accel.vm import Vm as Vm
@@ -74,8 +74,8 @@ _WHERE = {
     "OpenAccelerator": "accel.vm",
     "Option": "accel.options",
     "OtherExit": "accel.exits",
-    "PortAccess": "accel.machine",
-    "Run": "accel.machine",
+    "PortAccess": "accel.devices.port_handler",
+    "Run": "accel.run",
     "RunResult": "accel.result",
     "Shutdown": "accel.exits",
     "Vcpu": "accel.vm",

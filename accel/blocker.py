@@ -198,9 +198,8 @@ class AccelBlocker:
         finally:
             with self.gates_lock:
                 del self._vm_calls[me]
-                inhibited = self.inhibited
-            if inhibited:
-                self.left.set()
+            # Whether or not anybody waits: VM calls are rare, and a wake-up too many only costs a scan.
+            self.left.set()
 
     # inhibiting
 

@@ -212,9 +212,7 @@ class MemorySlotError(BackendError):
         errno: The error number.
     """
 
-    def __init__(
-        self, operation: str, errno: int, *, slot: int, gpa: int, hva: int, size: int, flags: int
-    ) -> None:
+    def __init__(self, operation: str, errno: int, *, slot: int, gpa: int, hva: int, size: int, flags: int) -> None:
         detail = f"slot {slot}, GPA {gpa:#x}, HVA {hva:#x}, size {size:#x}, flags {flags:#x}"
         super().__init__(operation, errno, detail)
         self.slot = slot
@@ -260,13 +258,9 @@ class DeviceError(AccelError):
         vcpu: Index of the vCPU, or None where no vCPU was waiting for it.
     """
 
-    def __init__(
-        self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException
-    ) -> None:
+    def __init__(self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException) -> None:
         who = "the drainer" if vcpu is None else f"vCPU {vcpu}"
-        super().__init__(
-            f"device '{device}' raised {type(cause).__name__} at {access} {address:#x} for {who}: {cause}"
-        )
+        super().__init__(f"device '{device}' raised {type(cause).__name__} at {access} {address:#x} for {who}: {cause}")
         self.device = device
         self.address = address
         self.vcpu = vcpu

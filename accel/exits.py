@@ -3,13 +3,13 @@
 Two forms. The vCPU threads work on the raw form: `ExitKind` and the **exit record**, three 64-bit words that
 a `VcpuBackend` fills in before its `run` returns:
 
-============  =========================================================  =====================  ==============
-kind          word 0                                                     word 1                 word 2
-============  =========================================================  =====================  ==============
-IO            ``is_out | size << 8 | port << 16 | count << 32``          unused                 unused
-MMIO          guest-physical address                                     data, little-endian    ``size | is_write << 32``
-OTHER         the accelerator's own reason number                        unused                 unused
-============  =========================================================  =====================  ==============
+=====  =================================================  ===================  ========================
+kind   word 0                                             word 1               word 2
+=====  =================================================  ===================  ========================
+IO     ``is_out | size << 8 | port << 16 | count << 32``  unused               unused
+MMIO   guest-physical address                             data, little-endian  ``size | is_write << 32``
+OTHER  the accelerator's own reason number                unused               unused
+=====  =================================================  ===================  ========================
 
 This is how KVM lays out ``struct kvm_run`` behind its exit reason (linux/kvm.h), so that its record is a view
 of that page and costs nothing; other backends pack the words themselves. Port data lies in the backend's

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from accel.address import parse_size
 from accel.errors import AddressError, OptionError
@@ -39,7 +39,7 @@ class Option:
     kind: Kind
     default: object
     help: str
-    choices: tuple[str, ...] = field(default=(), converter=tuple)
+    choices: tuple[str, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
 
@@ -110,6 +110,5 @@ def parse_options(where: str, declared: Sequence[Option], given: Mapping[str, ob
         if name not in by_name:
             raise OptionError(where, name, value, f"no such option; {nearest(name, by_name)}")
     return {
-        name: option.parse(where, given[name]) if name in given else option.default
-        for name, option in by_name.items()
+        name: option.parse(where, given[name]) if name in given else option.default for name, option in by_name.items()
     }

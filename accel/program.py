@@ -254,9 +254,7 @@ def _check_op(where: str, op: Op) -> None:
                 _check_int(where, "value", value, (1 << 8 * size) - 1)
 
 
-def _check_target(
-    where: str, name: str, start: object, size: object, sizes: tuple[int, ...], limit: int
-) -> None:
+def _check_target(where: str, name: str, start: object, size: object, sizes: tuple[int, ...], limit: int) -> None:
     if type(size) is not int or size not in sizes:
         raise ProgramError(where, "size", size, f"must be one of {', '.join(map(str, sizes))}")
     _check_int(where, name, start, limit - size)

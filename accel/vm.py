@@ -16,7 +16,7 @@ from accel.address import ADDRESS_SPACE_SIZE
 from accel.arch.x86 import X86State
 from accel.backend import Accelerator, VcpuBackend, VmConfig
 from accel.blocker import AccelBlocker
-from accel.errors import ClosedError, UsageError
+from accel.errors import ClosedError, DeviceError, StateError, UsageError
 from accel.exits import (
     Debug,
     Exit,
@@ -33,7 +33,7 @@ from accel.exits import (
     Shutdown,
     unpack_io,
 )
-from accel.locks import BIG_LOCK, Lock
+from accel.locks import BIG_LOCK, RING_LOCK, Lock
 from accel.memory.address_space import AddressSpace
 from accel.memory.served import ServedHistory
 from accel.memory.transaction import Atomic, Transactions
@@ -105,6 +105,8 @@ class Vm:
         io: The port space, 2^16 ports.
         transactions: Where edits of both are made; see `transaction`.
         history: Generations of the memory map, for telling spurious faults.
+        vcpus: The vCPUs; immutable, replaced under the big lock.
+        coalesced_writes: Guest writes that came through the ring. Guarded by the big lock.
         backend: The accelerator's side.
     """
 
@@ -120,8 +122,12 @@ class Vm:
             self.blocker,
             hold=str(options.get("hold", "inhibit")),
             inhibit_timeout=timeout_ms / 1000,
+            before_commit=self.drain,
         )
         self.closed = False
+        self.coalesced_writes = 0
+        self._ring_lock = Lock(RING_LOCK)
+        self._draining = False
         self.vcpus: tuple[Vcpu, ...] = ()
         self.backend = accelerator.create_vm(config)
         try:
@@ -164,6 +170,37 @@ class Vm:
         """Set the level of an interrupt line, from any thread. Raises CapabilityError without irqchip."""
         with self.blocker.vm_call("set_irq"):
             self.backend.set_irq(line, level)
+
+    def drain(self) -> None:
+        """Deliver the coalesced writes that wait, in order; takes the big lock if there are any.
+
+        Raises:
+            DeviceError: A handler raised.
+        """
+        ring = self.backend.ring
+        if ring is None or ring.indices[0] == ring.indices[1]:
+            return
+        with self.big_lock:
+            if self._draining:
+                # A handler edits memory while it is served from here; the rest follows when it returns.
+                return
+            with self._ring_lock:
+                entries = list(ring.pop())
+            self._draining = True
+            try:
+                for address, size, is_port, data in entries:
+                    self._deliver(self.io if is_port else self.memory, address, size, data)
+            finally:
+                self._draining = False
+
+    def _deliver(self, space: AddressSpace, address: int, size: int, data: bytes) -> None:
+        self.coalesced_writes += len(data) // size
+        try:
+            space.store_run(address, size, data)
+        except Exception as error:
+            section = space.view.find(address)
+            name = section.region.name if section is not None else "unassigned"
+            raise DeviceError(name, "coalesced write to", address, None, error) from error
 
     def close(self) -> None:
         """Close the vCPUs and the VM; may be called twice. No vCPU may be running."""
@@ -227,10 +264,15 @@ class Vcpu:
         self.backend.kick(self.gate.thread_id)
 
     def read_state(self) -> X86State:
-        """Return registers and mode, after completing the access of the last exit; on the vCPU's thread."""
+        """Return registers and mode, after completing the access of the last exit; on the vCPU's thread.
+
+        Raises:
+            StateError: That access has another part, which `run` returns next.
+        """
 
         def read() -> X86State:
-            self.backend.finish()
+            if self.backend.finish() != ExitKind.INTERRUPTED:
+                raise StateError("the last access needs one more exit before state can be read; call run first")
             return self.backend.read_state()
 
         return self._inside("read_state", read)
@@ -270,10 +312,10 @@ class Vcpu:
         record = self.backend.record
         if kind == ExitKind.IO:
             is_out, size, port, count = unpack_io(record[0])
-            data = self.backend.io_data[: size * count]
+            io_data = self.backend.io_data
             if is_out:
-                return IoOut(port, size, count, bytes(data))
-            return IoIn(port, size, count, lambda value: data.__setitem__(slice(None), value))
+                return IoOut(port, size, count, bytes(io_data[: size * count]))
+            return IoIn(port, size, count, lambda value: io_data.__setitem__(slice(size * count), value))
         if kind == ExitKind.MMIO:
             size = record[2] & 0xFFFFFFFF
             if record[2] >> 32:

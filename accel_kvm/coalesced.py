@@ -6,6 +6,7 @@ vCPUs of a VM; the kernel moves `last`, the reader moves `first`.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 
@@ -20,15 +21,17 @@ _CAPACITY = abi.KVM_COALESCED_MMIO_MAX
 
 
 class KvmCoalescedRing:
-    """The ring in a vCPU's shared mapping; see `accel.backend.CoalescedRing`.
+    """The ring; see `accel.backend.CoalescedRing`.
 
     Args:
-        page: The ring's page; lives as long as the vCPU's mapping.
+        vcpu_fd: Any vCPU of the VM; the mapping is the ring's own and outlives it.
+        page_number: Where the ring lies in what a vCPU shares (KVM_CAP_COALESCED_MMIO).
     """
 
-    def __init__(self, page: memoryview) -> None:
-        self._page = page
-        self.indices = page[:_HEADER].cast("I")
+    def __init__(self, vcpu_fd: int, page_number: int) -> None:
+        self._map = mmap.mmap(vcpu_fd, mmap.PAGESIZE, offset=page_number * mmap.PAGESIZE)
+        self._page = memoryview(self._map)
+        self.indices = self._page[:_HEADER].cast("I")
 
     def pop(self) -> Iterator[tuple[int, int, bool, bytes]]:
         """Take out all entries, oldest first."""
@@ -44,10 +47,11 @@ class KvmCoalescedRing:
         for chunk in found:
             yield from _entries(chunk)
 
-    def release(self) -> None:
-        """Let go of the page."""
+    def close(self) -> None:
+        """Unmap the page."""
         self.indices.release()
         self._page.release()
+        self._map.close()
 
 
 def _offset(index: int) -> int:
@@ -59,11 +63,10 @@ def _entries(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes]]:
     addresses, shapes = words[0::3].tolist(), words[1::3].tolist()
     count = len(addresses)
     one_byte_port = 1 | 1 << 32
-    if shapes[0] == one_byte_port and shapes.count(one_byte_port) == count:
-        if addresses.count(addresses[0]) == count:
-            # A console's text: every entry is one byte to the same port.
-            yield addresses[0], 1, True, chunk[16 :: _ENTRY.size]
-            return
+    if shapes.count(one_byte_port) == count and addresses.count(addresses[0]) == count:
+        # A console's text: every entry is one byte to the same port.
+        yield addresses[0], 1, True, chunk[16 :: _ENTRY.size]
+        return
     for address, size, is_port, data in _ENTRY.iter_unpack(chunk):
         yield address, size, bool(is_port), data[:size]
 

@@ -49,9 +49,7 @@ class KvmMemoryListener(MemoryListener):
     name = "kvm-memory"
     priority = PRIORITY_ACCEL
 
-    def __init__(
-        self, vm_fd: int, *, policy: Policy, page_size: int, slot_count: int, readonly_memory: bool
-    ) -> None:
+    def __init__(self, vm_fd: int, *, policy: Policy, page_size: int, slot_count: int, readonly_memory: bool) -> None:
         self._vm_fd = vm_fd
         self._policy = policy
         self._page_size = page_size
@@ -99,11 +97,7 @@ class KvmMemoryListener(MemoryListener):
             MemorySlotError: There would be more slots than the VM can have.
         """
         present = [slot for section in self._deletes for slot in self._within(section.range)]
-        wanted = [
-            slot
-            for section in self._adds
-            for slot in section_slots(section, self._page_size, MAX_SLOT_SIZE)
-        ]
+        wanted = [slot for section in self._adds for slot in section_slots(section, self._page_size, MAX_SLOT_SIZE)]
         plan = plan_slots(present, wanted, self._policy)
         if not plan.deletes and not plan.creates:
             return None

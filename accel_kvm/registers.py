@@ -7,7 +7,7 @@ from typing import Any
 from accel.arch.x86 import X86Segment, X86State, X86Table
 from accel_kvm import abi
 
-_GENERAL = tuple(name for name, _ in abi.KvmRegs._fields_)
+_GENERAL = tuple(one[0] for one in abi.KvmRegs._fields_)
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _TABLES = ("gdt", "idt")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")

@@ -191,9 +191,7 @@ class _FailEntry(Structure):  # KVM_EXIT_FAIL_ENTRY
     _fields_ = [("hardware_entry_failure_reason", c_uint64), ("cpu", c_uint32)]
 
 
-class _Io(
-    Structure
-):  # KVM_EXIT_IO; `count` items of `size` bytes lie `data_offset` bytes behind the page's start
+class _Io(Structure):  # KVM_EXIT_IO; `count` items of `size` bytes lie `data_offset` bytes behind the page's start
     _fields_ = [
         ("direction", c_uint8),
         ("size", c_uint8),

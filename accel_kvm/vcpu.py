@@ -75,10 +75,6 @@ class KvmVcpu(VcpuBackend):
         """Enter the guest; see `VcpuBackend.run`."""
         raise AssertionError
 
-    def shared_page(self, number: int) -> memoryview:
-        """Return page `number` of what the vCPU shares; the coalesced ring is in one."""
-        return self._bytes[number * _PAGE : (number + 1) * _PAGE]
-
     def kick(self, thread_id: int) -> None:
         """Set immediate_exit, then signal the thread: catches it before, in and after KVM_RUN."""
         if not self._closed:
@@ -148,7 +144,11 @@ class KvmVcpu(VcpuBackend):
         del self.run, self._kvm_run
         for view in (self.record, self.io_data, self._words, self._bytes):
             view.release()
-        self._page.close()
+        try:
+            self._page.close()
+        except BufferError:
+            # Somebody still holds a view made from one of these; the mapping goes with it.
+            pass
         os.close(self.fd)
 
     def _make_run(self) -> Callable[[], int]:
@@ -180,5 +180,4 @@ class KvmVcpu(VcpuBackend):
         if number == errno.EAGAIN:
             # A vCPU that waits for INIT and SIPI; nothing happened, so enter again.
             return _INTERRUPTED
-        raise_errno("KVM_RUN", number)
-
+        return raise_errno("KVM_RUN", number)

@@ -6,6 +6,7 @@ Source: KVM api.rst, section 4, "vm ioctls". A VM belongs to the process that cr
 from __future__ import annotations
 
 import os
+from ctypes import c_uint64
 from typing import cast
 
 from accel.backend import Capability, VcpuBackend, VmBackend, VmConfig
@@ -15,7 +16,7 @@ from accel.memory.slot_plan import Policy
 from accel_kvm import abi
 from accel_kvm.coalesced import KvmCoalescedRing, KvmIoListener
 from accel_kvm.ioctl import ioctl
-from accel_kvm.kick import install
+from accel_kvm.kick import DEFAULT_SIGNAL, install
 from accel_kvm.memory_listener import KvmMemoryListener
 from accel_kvm.system import KvmSystem, extension, extensions
 from accel_kvm.vcpu import KvmVcpu
@@ -39,7 +40,7 @@ class KvmVm(VmBackend):
 
     def __init__(self, config: VmConfig) -> None:
         self._config = config
-        self._kick_signal = cast(int, config.options.get("kick_signal", 23))
+        self._kick_signal = cast(int, config.options.get("kick_signal", DEFAULT_SIGNAL))
         self._fd = -1
         self._ring_page = 0
         install(self._kick_signal)
@@ -62,7 +63,7 @@ class KvmVm(VmBackend):
         if extension(fd, abi.KVM_CAP_SET_TSS_ADDR):
             ioctl(fd, abi.KVM_SET_TSS_ADDR, _TSS, "KVM_SET_TSS_ADDR")
         if extension(fd, abi.KVM_CAP_SET_IDENTITY_MAP_ADDR):
-            address = abi.c_uint64(_IDENTITY_MAP)
+            address = c_uint64(_IDENTITY_MAP)
             ioctl(fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
         if self._config.irqchip:
             self._require(Capability.IRQCHIP)
@@ -86,7 +87,7 @@ class KvmVm(VmBackend):
             raise
         vcpu.set_cpuid(self._cpuid)
         if self.ring is None and self._ring_page:
-            self.ring = KvmCoalescedRing(vcpu.shared_page(self._ring_page))
+            self.ring = KvmCoalescedRing(fd, self._ring_page)
         return vcpu
 
     def memory_listener(self) -> MemoryListener:
@@ -115,6 +116,9 @@ class KvmVm(VmBackend):
 
     def close(self) -> None:
         """Close the VM and ``/dev/kvm``; the kernel drops its slots."""
+        if self.ring is not None:
+            cast(KvmCoalescedRing, self.ring).close()
+            self.ring = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -27,9 +27,7 @@ def merge_ranges(ranges: Iterable[AddressRange]) -> tuple[AddressRange, ...]:
     return tuple(merged)
 
 
-def subtract_ranges(
-    ranges: Iterable[AddressRange], taken: Iterable[AddressRange]
-) -> tuple[AddressRange, ...]:
+def subtract_ranges(ranges: Iterable[AddressRange], taken: Iterable[AddressRange]) -> tuple[AddressRange, ...]:
     """Return the addresses of `ranges` that are not in `taken`, ascending; O(n log n)."""
     holes = merge_ranges(taken)
     left: list[AddressRange] = []
@@ -66,9 +64,7 @@ class Placer:
         window: Everything is placed inside it.
     """
 
-    def __init__(
-        self, ram: Iterable[AddressRange], taken: Sequence[AddressRange], window: AddressRange
-    ) -> None:
+    def __init__(self, ram: Iterable[AddressRange], taken: Sequence[AddressRange], window: AddressRange) -> None:
         outside = (AddressRange(0, window.start), AddressRange(window.end, 1 << 64))
         self._free = list(subtract_ranges(ram, (*taken, *outside)))
 

@@ -225,8 +225,7 @@ def _check_entry(name: str, entry: int, mode: BootMode, ram: Sequence[AddressRan
         }
         raise ImageError(
             name,
-            f"entry {entry:#x} cannot be reached in {mode}, which ends at {_ENTRY_END[mode]:#x}"
-            + wider.get(mode, ""),
+            f"entry {entry:#x} cannot be reached in {mode}, which ends at {_ENTRY_END[mode]:#x}" + wider.get(mode, ""),
         )
     if not any(entry in item for item in ram):
         raise ImageError(

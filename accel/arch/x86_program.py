@@ -103,9 +103,7 @@ def _expect_rcx(value: int | None, size: int) -> bytes:
         return b""
     if size < 8:
         return _COMPARE_CX[size] + _imm(value, size) + _COUNT_UNLESS_EQUAL
-    return (
-        b"\x48\xba" + _imm(value, 8) + b"\x48\x39\xd1" + _COUNT_UNLESS_EQUAL
-    )  # mov rdx, value; cmp rcx, rdx
+    return b"\x48\xba" + _imm(value, 8) + b"\x48\x39\xd1" + _COUNT_UNLESS_EQUAL  # mov rdx, value; cmp rcx, rdx
 
 
 def _port(op: In | Out) -> bytes:

@@ -29,7 +29,7 @@ class DeviceHost(Protocol):
         """End the run with the guest's exit status; returns at once."""
 
     def irq_line(self, number: int) -> Callable[[bool], None] | None:
-        """Return a function that sets the level of an interrupt line, from any thread; None without irqchip."""
+        """Return a function that sets an interrupt line's level, from any thread; None without irqchip."""
 
 
 class Device:
@@ -55,8 +55,12 @@ class Device:
     def reset(self) -> None:
         """Go to the power-on state."""
 
-    def flush(self) -> None:
-        """Hand on what is buffered; called every few milliseconds by a thread of the machine, and at the end."""
+    def flush(self, wait: float = 0.0) -> None:
+        """Hand on what is buffered; called every few milliseconds by a thread of the machine, and at the end.
+
+        Without `wait` it hands on what is taken at once; with it, it waits up to so many seconds for the
+        rest, and raises TimeoutError if some is left. Needs no lock.
+        """
 
     def close(self) -> None:
         """Release everything; called once."""

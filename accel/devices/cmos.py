@@ -1,10 +1,11 @@
 """The PC's CMOS memory and real-time clock: how much RAM there is, how many vCPUs, what time it is.
 
-Layer: devices. Upstream: the Motorola MC146818 data sheet for the clock; the register numbers that PC firmware
-reads for RAM and processors, as SeaBIOS documents them (its ``src/hw/rtc.h``).
+Layer: devices. Upstream: the Motorola MC146818 data sheet for the clock; the register numbers that PC
+firmware reads for RAM and processors, as SeaBIOS documents them (its ``src/hw/rtc.h``).
 
-The clock follows the host's and cannot be set: writes to its registers and to the status registers are ignored.
-They always say: no update in progress, BCD, 24 hours, no interrupt, battery good. All else is plain memory.
+The clock follows the host's and cannot be set: writes to its registers and to the status registers are
+ignored. They always say: no update in progress, BCD, 24 hours, no interrupt, battery good. All else is
+plain memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from accel.devices.ports import check_port
 from accel.memory.region import MemoryRegion
 
 DEFAULT_PORT = 0x70
-_SIZE = 2
+SIZE = 2
 _KIB = 1 << 10
 _MIB = 1 << 20
 _UNIT = 64 * _KIB
@@ -55,7 +56,7 @@ class Cmos(Device):
     def __init__(
         self, port: int = DEFAULT_PORT, clock: Callable[[], datetime] = _utc_now, name: str | None = None
     ) -> None:
-        self.port = check_port("cmos", port, _SIZE)
+        self.port = check_port("cmos", port, SIZE)
         self.name = name if name is not None else f"cmos@{port:#x}"
         self._clock = clock
         self._initial = bytes(128)
@@ -68,7 +69,7 @@ class Cmos(Device):
 
     def io_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
         """Return the two ports."""
-        return ((self.port, MemoryRegion.mmio(self.name, _SIZE, read=self.read, write=self.write)),)
+        return ((self.port, MemoryRegion.mmio(self.name, SIZE, read=self.read, write=self.write)),)
 
     def reset(self) -> None:
         """Go back to index 0 and to the registers as they were when the machine was made."""

@@ -2,17 +2,17 @@
 
 Layer: below the devices; knows no device and no machine.
 
-Who does what. A device appends each byte to `pending` on the vCPU thread (`put` is `bytearray.append` itself).
-A thread of the machine calls `flush` every few milliseconds, which hands what is pending to the sink. Appending
-takes no lock: it is one C call, and so is removing from the front, so neither sees the other half done, no byte
-is lost or overtakes another, and no buffer is exported that would make `append` raise. Handing on holds `_lock`,
-so that two threads never write to the sink out of order.
+Who does what. A device appends each byte to `pending` on the vCPU thread (`put` is `bytearray.append`
+itself). A thread of the machine calls `flush` every few milliseconds, which hands what is pending to the
+sink. Appending takes no lock: it is one C call, and so is removing from the front, so neither sees the
+other half done, no byte is lost or overtakes another, and no buffer is exported that would make `append`
+raise. Handing on holds `_lock`, so that two threads never write to the sink out of order.
 
 Why memory stays bounded. A writer that takes `pending` above `bound` calls `relieve`, which hands on in the
-writer's own thread and waits up to `patience` for a sink that takes nothing. A handler runs under the big lock,
-so waiting for ever would keep everyone from stopping the machine; waiting a little for each write slows a flood
-to a trickle instead, and only a sink that is stuck for very long meets `limit`, which is an error, never a
-silent loss.
+writer's own thread and waits up to `patience` for a sink that takes nothing. A handler runs under the big
+lock, so waiting for ever would keep everyone from stopping the machine; waiting a little for each write
+slows a flood to a trickle instead, and only a sink that is stuck for very long meets `limit`, which is an
+error, never a silent loss.
 
 Sinks with a file descriptor are polled first and given at most one page, which a pipe that polls as writable
 takes without blocking (PIPE_BUF, pipe(7)); short writes and non-blocking descriptors are served. Other sinks
@@ -64,7 +64,7 @@ class Capture:
         return self.total - len(self._first) - len(self._last)
 
     def value(self) -> bytes:
-        """Return what is kept; where bytes are left out, a line says so, so that nothing matches across it."""
+        """Return what is kept; a line says where bytes are left out, so that nothing matches across it."""
         gap = b"\n[... %d bytes left out ...]\n" % self.left_out if self.left_out else b""
         return bytes(self._first) + gap + bytes(self._last)
 
@@ -180,7 +180,9 @@ class ConsoleOutput:
         with self._lock:
             left = self._hand_on(len(self.pending), deadline)
         if wait > 0 and left:
-            raise TimeoutError(f"the console's sink did not take all bytes within {wait:g} s; {left} are left")
+            raise TimeoutError(
+                f"the console's sink did not take all bytes within {wait:g} s; {left} are left"
+            )
 
     def captured(self) -> bytes:
         """Return what was written so far, handed on or not; complete unless `truncated`.
@@ -215,7 +217,8 @@ class ConsoleOutput:
     def _hand_on(self, count: int, deadline: float) -> int:
         """Hand on the first `count` pending bytes, until `deadline`; return how many are left of them.
 
-        Under `_lock`. A count from before the call, so that a guest that prints meanwhile cannot keep it busy.
+        Under `_lock`. A count from before the call, so that a guest that prints meanwhile cannot keep it
+        busy.
         """
         self._capture_pending()
         try:

@@ -1,7 +1,8 @@
 """A port that prints each byte written to it, as firmware and small kernels use for their logs.
 
-Layer: devices. Upstream: QEMU's ``isa-debugcon`` (its documented behaviour): a write is a console byte, a read
-gives 0xE9, by which firmware tells that the port is there. Port 0xE9 is the usual one; SeaBIOS logs to 0x402.
+Layer: devices. Upstream: QEMU's ``isa-debugcon`` (its documented behaviour): a write is a console byte, a
+read gives 0xE9, by which firmware tells that the port is there. Port 0xE9 is the usual one; SeaBIOS logs to
+0x402.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from accel.devices.ports import check_port
 from accel.memory.region import MemoryRegion
 
 DEFAULT_PORT = 0xE9
+SIZE = 1
 _PRESENT = 0xE9
 
 
 class DebugConsole(Device):
     """A write-only console on one port.
 
-    Its writes may be coalesced: an accelerator that can queues them without leaving the guest, and they arrive
-    a few milliseconds later, in order, a run at a time. They touch nothing but the console's buffer, so they
-    need no lock.
+    Its writes may be coalesced: an accelerator that can queues them without leaving the guest, and they
+    arrive a few milliseconds later, in order, a run at a time. They touch nothing but the console's buffer,
+    so they need no lock.
 
     Args:
         port: Its port.
@@ -40,7 +42,7 @@ class DebugConsole(Device):
     def __init__(
         self, port: int = DEFAULT_PORT, output: BinaryIO | None = None, name: str | None = None
     ) -> None:
-        self.port = check_port("debug-console", port, 1)
+        self.port = check_port("debug-console", port, SIZE)
         self.name = name if name is not None else f"debug-console@{port:#x}"
         self.console = ConsoleOutput(output)
 
@@ -56,7 +58,7 @@ class DebugConsole(Device):
     def io_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
         """Return the one port, as a region whose writes may be coalesced."""
         region = MemoryRegion.mmio(
-            self.name, 1, read=self.read, write=self.write, coalesced=True, write_run=self.write_run
+            self.name, SIZE, read=self.read, write=self.write, coalesced=True, write_run=self.write_run
         )
         return ((self.port, region),)
 
@@ -65,7 +67,7 @@ class DebugConsole(Device):
         return _PRESENT
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """Print the low byte; wider writes have nothing more for this port. Raises as `ConsoleOutput.relieve`."""
+        """Print the low byte; there is no port for more. Raises as `ConsoleOutput.relieve`."""
         console = self.console
         console.put(value & 0xFF)
         if len(console.pending) > console.bound:

@@ -13,7 +13,7 @@ from accel.devices.ports import check_port
 from accel.memory.region import MemoryRegion
 
 DEFAULT_PORT = 0xF4
-_SIZE = 4
+SIZE = 4
 
 
 class DebugExit(Device):
@@ -28,7 +28,7 @@ class DebugExit(Device):
     """
 
     def __init__(self, port: int = DEFAULT_PORT, name: str | None = None) -> None:
-        self.port = check_port("debug-exit", port, _SIZE)
+        self.port = check_port("debug-exit", port, SIZE)
         self.name = name if name is not None else f"debug-exit@{port:#x}"
         self._host: DeviceHost | None = None
 
@@ -38,7 +38,7 @@ class DebugExit(Device):
 
     def io_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
         """Return the ports."""
-        return ((self.port, MemoryRegion.mmio(self.name, _SIZE, read=self.read, write=self.write)),)
+        return ((self.port, MemoryRegion.mmio(self.name, SIZE, read=self.read, write=self.write)),)
 
     def read(self, offset: int, size: int) -> int:
         """Return 0."""

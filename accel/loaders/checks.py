@@ -24,9 +24,7 @@ def check_entry(name: str, segments: Sequence[Segment], entry: int) -> None:
     """
     if not any(entry in segment.range for segment in segments):
         where = show_ranges(merge_ranges(segment.range for segment in segments))
-        raise ImageError(
-            name, f"entry {entry:#x} is not in the image, which takes {where}; set --entry inside it"
-        )
+        raise ImageError(name, f"entry {entry:#x} is not in the image, which takes {where}; set --entry inside it")
 
 
 def check_fits(image: Image, ram: Sequence[AddressRange]) -> None:

@@ -63,9 +63,7 @@ def load(name: str, data: bytes, options: LoadOptions) -> Image:
         ImageError: It is no ELF executable for x86, it is damaged, or `options` move it.
     """
     if options.load_address is not None:
-        raise ImageError(
-            name, "an ELF file says itself where it goes: drop --load-address, or change its link"
-        )
+        raise ImageError(name, "an ELF file says itself where it goes: drop --load-address, or change its link")
     if options.mode is BootMode.RESET:
         raise ImageError(name, "an ELF file cannot start in mode reset; load firmware with --firmware")
     header, structs, mode = _read_header(name, data)
@@ -110,15 +108,11 @@ def _read_loads(name: str, data: bytes, header: Any, structs: Any) -> list[_Load
     """Return the segments to load, by ascending physical address."""
     count, size, start = header["e_phnum"], header["e_phentsize"], header["e_phoff"]
     if not count:
-        raise ImageError(
-            name, "has no program headers, so nothing says what to load; link it with 'ld -static'"
-        )
+        raise ImageError(name, "has no program headers, so nothing says what to load; link it with 'ld -static'")
     if count > MAX_PROGRAM_HEADERS:
         raise ImageError(name, f"has {count} program headers, more than {MAX_PROGRAM_HEADERS}; it is damaged")
     if size != structs.Elf_Phdr.sizeof():
-        raise ImageError(
-            name, f"has program headers of {size} bytes, not {structs.Elf_Phdr.sizeof()}; it is damaged"
-        )
+        raise ImageError(name, f"has program headers of {size} bytes, not {structs.Elf_Phdr.sizeof()}; it is damaged")
     end = start + count * size
     if end > len(data):
         raise ImageError(
@@ -131,15 +125,11 @@ def _read_loads(name: str, data: bytes, header: Any, structs: Any) -> list[_Load
         if entry["p_type"] == "PT_LOAD" and entry["p_memsz"]:
             loads.append(_check_load(name, data, number, entry, structs.elfclass))
     if not loads:
-        raise ImageError(
-            name, "has no PT_LOAD segment, so there is nothing to run; link it with 'ld -static'"
-        )
+        raise ImageError(name, "has no PT_LOAD segment, so there is nothing to run; link it with 'ld -static'")
     total = sum(item.physical.size for item in loads)
     if total > MAX_TOTAL_SIZE:
         limit = format_size(MAX_TOTAL_SIZE)
-        raise ImageError(
-            name, f"its segments take {total:#x} bytes of memory, more than {limit}; it is damaged"
-        )
+        raise ImageError(name, f"its segments take {total:#x} bytes of memory, more than {limit}; it is damaged")
     return sorted(loads, key=lambda item: item.physical.start)
 
 

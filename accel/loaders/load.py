@@ -105,6 +105,4 @@ def _choose(name: str, data: bytes, loaders: list[Loader], loader_name: str | No
     for loader in loaders:
         if loader.detect(head):
             return loader
-    raise ImageError(
-        name, f"no loader recognises it; name one of: {', '.join(names) or 'none is registered'}"
-    )
+    raise ImageError(name, f"no loader recognises it; name one of: {', '.join(names) or 'none is registered'}")

@@ -33,9 +33,7 @@ class AddressSpace:
         unassigned: Guest accesses that nothing served. Guarded by the big lock.
     """
 
-    def __init__(
-        self, name: str, transactions: Transactions, size: int, history: ServedHistory | None = None
-    ) -> None:
+    def __init__(self, name: str, transactions: Transactions, size: int, history: ServedHistory | None = None) -> None:
         self.name = name
         self.root = MemoryRegion.container(name, size)
         self.root.claim(transactions)
@@ -128,9 +126,7 @@ class AddressSpace:
                 for at, byte in zip(range(window.start, window.end), part, strict=True):
                     self._mmio_store(section, at, byte, 1)
 
-    def _sections(
-        self, view: FlatView, address: int, size: int
-    ) -> list[tuple[MemoryRegionSection, AddressRange]]:
+    def _sections(self, view: FlatView, address: int, size: int) -> list[tuple[MemoryRegionSection, AddressRange]]:
         wanted = AddressRange.sized(address, size)
         found = []
         at = address
@@ -176,6 +172,17 @@ class AddressSpace:
         elif not section.readonly:
             offset = section.offset + address - section.range.start
             section.region.write(offset, value.to_bytes(size, "little"))
+
+    def store_run(self, address: int, size: int, data: bytes) -> None:
+        """Do what guest writes of each `size` bytes of `data`, in order and all to `address`, do."""
+        section = self.view.find(address)
+        run = section.region.ops.write_run if section is not None and section.region.ops is not None else None
+        if size == 1 and section is not None and run is not None:
+            with section.region.lock or self._transactions.big_lock:
+                run(section.offset + address - section.range.start, data)
+            return
+        for at in range(0, len(data), size):
+            self.store(address, int.from_bytes(data[at : at + size], "little"), size)
 
     def _mmio_load(self, section: MemoryRegionSection, address: int, size: int) -> int:
         ops = section.region.ops

@@ -113,9 +113,7 @@ class _Canvas:
         self.sections: list[MemoryRegionSection] = []
         self._starts: list[int] = []
 
-    def paint(
-        self, region: MemoryRegion, base: int, clip: AddressRange, *, readonly: bool, unmergeable: bool
-    ) -> None:
+    def paint(self, region: MemoryRegion, base: int, clip: AddressRange, *, readonly: bool, unmergeable: bool) -> None:
         """Paint `region` with its first byte at `base`, which may lie outside of all addresses."""
         start, end = max(clip.start, base), min(clip.end, base + region.size)
         if not region.enabled or start >= end:

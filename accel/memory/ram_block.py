@@ -14,6 +14,9 @@ from typing import Any
 from accel.address import PAGE_SIZE, align_up, format_size
 from accel.errors import AddressError
 
+#: asm-generic/mman.h; the mmap module names it only in newer Pythons.
+_MAP_NORESERVE = 0x4000
+
 
 class RamBlock:
     """`max_size` bytes of reserved host memory, `size` of them in use.
@@ -51,7 +54,7 @@ class RamBlock:
                 os.ftruncate(self.fd, length)
                 self._map = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED)
             else:
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
                 self._map = mmap.mmap(-1, length, flags=flags)
         except (OSError, OverflowError) as error:
             self._close_fd()
@@ -68,6 +71,16 @@ class RamBlock:
 
     def __del__(self) -> None:
         self._close_fd()
+
+    def close(self) -> None:
+        """Unmap it, as soon as no memoryview is left; may be called twice. No VM may map it any more."""
+        self._close_fd()
+        self._export = None
+        try:
+            self._map.close()
+        except BufferError:
+            # A memoryview is still about; the mapping goes with the last one.
+            pass
 
     def _close_fd(self) -> None:
         if getattr(self, "fd", -1) >= 0:

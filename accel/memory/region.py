@@ -22,6 +22,8 @@ from accel.errors import AddressError, RegionError
 from accel.locks import Lock
 from accel.memory.ram_block import RamBlock
 
+_CLEAR_CHUNK = 1 << 16
+
 
 class RegionKind(enum.Enum):
     """What a region is made of."""
@@ -264,13 +266,25 @@ class MemoryRegion:
         """Set bytes of RAM or ROM. Raises AddressError outside of the region."""
         self._span(offset, len(data))[:] = data
 
+    def clear(self, offset: int, size: int) -> None:
+        """Set bytes of RAM or ROM to zero. Raises AddressError outside of the region."""
+        span = self._span(offset, size)
+        for at in range(0, size, _CLEAR_CHUNK):
+            part = span[at : at + _CLEAR_CHUNK]
+            # Only what is not zero yet, so that untouched pages stay untouched.
+            if any(part):
+                part[:] = bytes(len(part))
+
+    def release(self) -> None:
+        """Let go of the host memory of RAM or ROM that no VM maps any more; memoryviews of it stay valid."""
+        if self.block is not None:
+            self.block.close()
+
     def _span(self, offset: int, size: int) -> memoryview:
         if self.block is None:
             raise RegionError(self.name, f"is {self.kind.value}, which has no bytes of its own")
         if not 0 <= offset <= offset + size <= self.size:
-            raise AddressError(
-                f"[{offset:#x}, {offset + size:#x}) is not inside '{self.name}' of size {self.size:#x}"
-            )
+            raise AddressError(f"[{offset:#x}, {offset + size:#x}) is not inside '{self.name}' of size {self.size:#x}")
         return self.block.view[offset : offset + size]
 
     # walking and ownership
@@ -306,9 +320,7 @@ class MemoryRegion:
 
     def _check_place(self, child: MemoryRegion, at: int, parent: MemoryRegion) -> None:
         if not 0 <= at <= ADDRESS_SPACE_SIZE - child.size:
-            raise RegionError(
-                child.name, f"of size {child.size:#x} at {at:#x} of '{parent.name}' does not end by 2^64"
-            )
+            raise RegionError(child.name, f"of size {child.size:#x} at {at:#x} of '{parent.name}' does not end by 2^64")
 
     def _editing(self) -> AbstractContextManager[object]:
         return nullcontext() if self._owner is None else self._owner.transaction()

@@ -55,9 +55,7 @@ class ServedHistory:
         self.completed = self.started
         oldest = min(entered, default=self.completed)
         while len(self._views) > 1 and (
-            self._views[0][0] < oldest
-            or len(self._views) > MAX_VIEWS
-            or self._section_count > MAX_SECTIONS
+            self._views[0][0] < oldest or len(self._views) > MAX_VIEWS or self._section_count > MAX_SECTIONS
         ):
             self._section_count -= len(self._views.popleft()[1])
 

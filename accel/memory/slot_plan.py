@@ -64,9 +64,7 @@ class Slot:
         return f"GPA {self.gpa:#x} size {self.size:#x} HVA {self.hva:#x} {mode}"
 
 
-def section_slots(
-    section: MemoryRegionSection, page_size: int, max_slot_size: int = ADDRESS_SPACE_SIZE
-) -> list[Slot]:
+def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: int = ADDRESS_SPACE_SIZE) -> list[Slot]:
     """Return the slots that map `section`, ascending; none if it is no RAM or holds no mappable page."""
     if not section.is_ram:
         return []
@@ -78,8 +76,7 @@ def section_slots(
     assert block is not None
     limit = align_down(max_slot_size, page_size)
     return [
-        Slot(gpa, min(limit, end - gpa), hva + gpa - start, section.readonly, block)
-        for gpa in range(start, end, limit)
+        Slot(gpa, min(limit, end - gpa), hva + gpa - start, section.readonly, block) for gpa in range(start, end, limit)
     ]
 
 

@@ -48,6 +48,7 @@ class Transactions:
         blocker: Holds the vCPUs.
         hold: ``inhibit``, or ``unsafe`` to hold nobody (but for ``atomic="map"``).
         inhibit_timeout: Longest wait for the vCPUs, in seconds.
+        before_commit: Called before a change is made, to deliver what the guest did under the map before.
 
     Attributes:
         commits: Outermost transactions that changed a view.
@@ -55,7 +56,13 @@ class Transactions:
     """
 
     def __init__(
-        self, big_lock: Lock, blocker: AccelBlocker, *, hold: str = "inhibit", inhibit_timeout: float = 10.0
+        self,
+        big_lock: Lock,
+        blocker: AccelBlocker,
+        *,
+        hold: str = "inhibit",
+        inhibit_timeout: float = 10.0,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.big_lock = big_lock
         self.commits = 0
@@ -63,6 +70,7 @@ class Transactions:
         self._blocker = blocker
         self._hold = hold
         self._inhibit_timeout = inhibit_timeout
+        self._before_commit = before_commit
         self._spaces: list[AddressSpace] = []
         # Guarded by the big lock: the undo of each edit, oldest first.
         self._journal: list[Callable[[], None]] = []
@@ -142,6 +150,7 @@ class Transactions:
             self._journal.pop()()
 
     def _commit(self) -> None:
+        self._before_commit()
         changes = []
         for space in self._spaces:
             new = render(space.root)
@@ -193,9 +202,7 @@ class Transactions:
                     if section.region.coalesced:
                         listener.coalesced_io_add(section)
 
-    def _apply_held(
-        self, changes: Sequence[_SpaceChange], updates: Sequence[Update], *, publish: bool
-    ) -> None:
+    def _apply_held(self, changes: Sequence[_SpaceChange], updates: Sequence[Update], *, publish: bool) -> None:
         needed = any(update.needs_hold for update in updates)
         held = self._whole_map or (needed and self._hold != "unsafe")
         with ExitStack() as stack:
@@ -235,11 +242,8 @@ class Transactions:
             try:
                 for update in reversed(begun):
                     update.undo()
-            except MapLostError as lost:
-                self._blocker.poison(lost)
-                raise
             except BaseException as error:
-                lost = MapLostError(f"a failed memory change could not be undone ({error!r})")
+                lost = error if isinstance(error, MapLostError) else _map_lost(error)
                 self._blocker.poison(lost)
                 raise lost from error
             raise
@@ -252,12 +256,14 @@ class Transactions:
             _log.exception("memory listener '%s' failed in commit", listener.name)
 
 
+def _map_lost(error: BaseException) -> MapLostError:
+    return MapLostError(f"a failed memory change could not be undone ({error!r})")
+
+
 def _falling(listeners: Sequence[MemoryListener]) -> Sequence[MemoryListener]:
     """Return `listeners` from high priority to low, equal ones in order of registration."""
     return sorted(listeners, key=lambda one: -one.priority)
 
 
-def _ascending(
-    kept: Sequence[MemoryRegionSection], added: Sequence[MemoryRegionSection]
-) -> list[MemoryRegionSection]:
+def _ascending(kept: Sequence[MemoryRegionSection], added: Sequence[MemoryRegionSection]) -> list[MemoryRegionSection]:
     return sorted((*kept, *added), key=lambda section: section.range.start)

@@ -1,0 +1,259 @@
+"""Finding plugins, and choosing an accelerator from a list with a reason for each that is passed over.
+
+Entry points of the group ``accel`` are loaded one by one, in order of their names; one that fails is noted
+and does not stop the others, and a name that is switched off is never imported. Built-in devices and loaders
+register through the same hooks as anyone's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+from attrs import define, field
+
+from accel import hookspecs
+from accel.backend import Accelerator, Availability
+from accel.errors import NoAcceleratorError, PluginError, UsageError
+from accel.hookspecs import hookimpl
+from accel.options import nearest, parse_options
+from accel.vm import OpenAccelerator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from accel.devices.base import DeviceType
+    from accel.loaders.image import Loader
+
+#: Names of plugins that are not loaded, separated by commas.
+BLOCK_VARIABLE = "ACCEL_BLOCK_PLUGINS"
+
+T = TypeVar("T")
+
+
+@hookimpl
+def accel_register_devices(register: Callable[[DeviceType], None]) -> None:
+    """Register the built-in devices."""
+    from accel.devices.builtin import BUILTIN_DEVICES
+
+    for device in BUILTIN_DEVICES:
+        register(device)
+
+
+@hookimpl
+def accel_register_loaders(register: Callable[[Loader], None]) -> None:
+    """Register the built-in loaders."""
+    from accel.loaders.builtin import BUILTIN_LOADERS
+
+    for loader in BUILTIN_LOADERS:
+        register(loader)
+
+
+_BUILTIN = SimpleNamespace(accel_register_devices=accel_register_devices, accel_register_loaders=accel_register_loaders)
+
+
+@define(eq=False)
+class PluginInfo:
+    """One plugin that was found.
+
+    Attributes:
+        name: The entry point's name.
+        distribution: The distribution that brought it, with its version.
+        error: Why it is not in use, or None.
+    """
+
+    name: str
+    distribution: str
+    error: PluginError | None = None
+
+
+@define(eq=False)
+class PluginManager:
+    """Loads plugins and hands out what they registered.
+
+    Attributes:
+        plugins: Every plugin found, by name, in order of names.
+        hook: pluggy's hook callers.
+    """
+
+    blocked: frozenset[str] = frozenset()
+    plugins: dict[str, PluginInfo] = field(factory=dict, init=False)
+    _manager: pluggy.PluginManager = field(init=False)
+    _sources: dict[int, str] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._manager.register(_BUILTIN, "builtin")
+
+    @property
+    def hook(self) -> Any:
+        """pluggy's hook callers, such as ``hook.accel_machine_created(machine=…)``."""
+        return self._manager.hook
+
+    def load_entry_points(self) -> None:
+        """Load every plugin of the entry-point group that is not blocked."""
+        points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        for point in sorted(points, key=lambda one: (one.name, one.value)):
+            dist = point.dist
+            source = f"{dist.name} {dist.version}" if dist else "?"
+            if point.name in self.blocked:
+                info = PluginInfo(point.name, source, PluginError(point.name, source, "switched off"))
+            elif point.name in self.plugins:
+                if self.plugins[point.name].distribution == source:
+                    continue  # the same distribution is on the path twice
+                other = self.plugins[point.name].distribution
+                problem = f"the name is taken by {other}; uninstall one of them"
+                self.plugins[f"{point.name} ({source})"] = PluginInfo(
+                    point.name, source, PluginError(point.name, source, problem)
+                )
+                continue
+            else:
+                info = PluginInfo(point.name, source)
+                try:
+                    self.register(point.load(), point.name)
+                except PluginError as error:
+                    info.error = error
+                except Exception as error:  # noqa: BLE001 - a plugin may raise anything while it is imported
+                    problem = f"cannot be imported: {type(error).__name__}: {error}"
+                    info.error = PluginError(point.name, source, problem)
+            self.plugins[info.name] = info
+
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin: any object with hook implementations.
+
+        Raises:
+            PluginError: It implements a hook that does not exist or with arguments that do not.
+        """
+        try:
+            self._manager.register(plugin, name)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            self._manager.unregister(plugin)
+            raise PluginError(name, "?", f"breaks the hook contract: {error}") from error
+        except ValueError as error:
+            raise PluginError(name, "?", str(error)) from error
+
+    # what plugins registered
+
+    def accelerators(self) -> dict[str, Accelerator]:
+        """Return the registered accelerators by name."""
+        return self._collect("accel_register_accelerators", lambda one: one.name)
+
+    def devices(self) -> dict[str, DeviceType]:
+        """Return the registered kinds of device by name."""
+        return self._collect("accel_register_devices", lambda one: one.name)
+
+    def loaders(self) -> dict[str, Loader]:
+        """Return the registered image formats by name."""
+        return self._collect("accel_register_loaders", lambda one: one.name)
+
+    def source(self, registered: object) -> str:
+        """Return the name of the plugin that registered something."""
+        return self._sources.get(id(registered), "builtin")
+
+    def _collect(self, hook_name: str, key: Callable[[Any], str]) -> dict[str, Any]:
+        """Call each plugin's registration hook by itself, so that one that fails is named."""
+        found: dict[str, Any] = {}
+        for implementation in getattr(self.hook, hook_name).get_hookimpls():
+            plugin = implementation.plugin_name
+
+            def register(thing: Any, plugin: str = plugin) -> None:
+                if key(thing) in found:
+                    taken = self._sources[id(found[key(thing)])]
+                    raise PluginError(plugin, "?", f"'{key(thing)}' is registered by plugin '{taken}' already")
+                found[key(thing)] = thing
+                self._sources[id(thing)] = plugin
+
+            try:
+                implementation.function(register)
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the others go on
+                self._note_failure(plugin, hook_name, error)
+        return dict(sorted(found.items()))
+
+    def _note_failure(self, plugin: str, hook_name: str, error: Exception) -> None:
+        info = self.plugins.setdefault(plugin, PluginInfo(plugin, "?"))
+        if isinstance(error, PluginError):
+            info.error = error
+        else:
+            problem = f"{hook_name} failed: {type(error).__name__}: {error}"
+            info.error = PluginError(plugin, info.distribution, problem)
+
+
+@functools.cache
+def plugin_manager() -> PluginManager:
+    """Return the process's plugin manager, loaded on first use; ``ACCEL_BLOCK_PLUGINS`` switches plugins off."""
+    names = os.environ.get(BLOCK_VARIABLE, "").split(",")
+    manager = PluginManager(frozenset(name.strip() for name in names if name.strip()))
+    manager.load_entry_points()
+    return manager
+
+
+# choosing an accelerator
+
+
+def parse_accelerators(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names in ``"kvm,mock"`` or in a list, in order. Raises UsageError if there are none."""
+    parts = names.split(",") if isinstance(names, str) else list(names)
+    found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not found:
+        raise UsageError("no accelerator is named; write one or more, such as kvm or kvm,mock")
+    return found
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """Return the registered accelerator of this name. Raises UsageError, with the nearest name, without one."""
+    known = plugin_manager().accelerators()
+    if name not in known:
+        broken = plugin_manager().plugins.get(name)
+        why = f" ({broken.error})" if broken is not None and broken.error is not None else ""
+        raise UsageError(f"no accelerator '{name}'{why}; {nearest(name, known)}")
+    return known[name]
+
+
+def probe(accelerator: Accelerator) -> Availability:
+    """Return whether `accelerator` can be used; one whose probe raises cannot, and the reason says so."""
+    try:
+        return accelerator.probe()
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+        return Availability(False, f"its probe failed: {type(error).__name__}: {error}")
+
+
+def open_accelerator(
+    names: str | Iterable[str] = "kvm",
+    *,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    executes: str | None = None,
+) -> OpenAccelerator:
+    """Open the first accelerator in the list that can be used.
+
+    Args:
+        names: One name, several with commas, or a list; tried in order.
+        options: Options by accelerator name, such as ``{"kvm": {"plan": "replace"}}``.
+        executes: What it must execute, such as ``x86``; None for anything.
+
+    Raises:
+        UsageError: An accelerator is unknown.
+        OptionError: An option is unknown or does not fit.
+        NoAcceleratorError: None can be used; has the reason for each.
+    """
+    options = options or {}
+    wanted = [find_accelerator(name) for name in parse_accelerators(names)]
+    for name in options:
+        parse_options(f"accelerator.{name}", find_accelerator(name).options, options[name])
+    reasons: dict[str, str] = {}
+    for accelerator in wanted:
+        if executes is not None and executes not in accelerator.executes:
+            can = " or ".join(sorted(accelerator.executes))
+            reasons[accelerator.name] = f"executes {can}, and this needs {executes}"
+            continue
+        available = probe(accelerator)
+        if available.ok:
+            return OpenAccelerator(accelerator, options.get(accelerator.name))
+        reasons[accelerator.name] = available.reason
+    raise NoAcceleratorError(reasons, "see what there is with: accelctl list accelerators")

@@ -1,0 +1,205 @@
+"""A run of a machine: its vCPU threads and housekeeper, from start to result.
+
+Layer: between `vcpu_thread` and `machine`. `stop`, `pause` and `resume` work from any thread; on a vCPU thread, in
+a device handler, they ask and do not wait, since the handler would wait for itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from accel.errors import InhibitTimeoutError, StateError
+from accel.housekeeper import Housekeeper
+from accel.result import Outcome, RunResult
+from accel.run_control import RunControl
+from accel.vcpu_thread import VcpuThread
+from accel.vm import Vm
+
+#: Longest wait, in seconds, for vCPU threads that were told to stop or pause.
+STOP_TIMEOUT = 10.0
+
+
+class Run:
+    """A started machine; made by `Machine.start`.
+
+    Args:
+        vm: What runs.
+        accelerator: Its accelerator's name, for the result.
+        flush: Hands on what devices buffer; takes the longest wait in seconds.
+    """
+
+    def __init__(self, vm: Vm, accelerator: str, flush: Callable[[float], None]) -> None:
+        self._vm = vm
+        self._accelerator = accelerator
+        self._flush = flush
+        self._control = RunControl(len(vm.vcpus))
+        self._threads: Sequence[VcpuThread] = tuple(VcpuThread(vcpu, self._control, self.kick_all) for vcpu in vm.vcpus)
+        self._housekeeper = Housekeeper(self._tick, self._fail)
+        self._finish_lock = threading.Lock()
+        self._finished: RunResult | BaseException | None = None
+        self._started = time.perf_counter()
+        self._coalesced_before = vm.coalesced_writes
+        self._unassigned_before = vm.memory.unassigned + vm.io.unassigned
+
+    def start(self) -> None:
+        """Start the threads; called once."""
+        started = 0
+        try:
+            self._housekeeper.start()
+            for thread in self._threads:
+                thread.start()
+                started += 1
+        except BaseException:
+            # The host has no more threads: those that are missing count as gone.
+            self._control.request_stop()
+            for thread in self._threads[started:]:
+                self._control.leave(thread.vcpu.index)
+            self.kick_all()
+            raise
+
+    # steering
+
+    def kick_all(self) -> None:
+        """Bring every vCPU out, so that it looks at what is wanted."""
+        for thread in self._threads:
+            thread.vcpu.kick()
+
+    def request_exit(self, status: int) -> None:
+        """End the run with the guest's exit status; returns at once."""
+        self._control.request_exit(status)
+        self.kick_all()
+
+    def pause(self) -> None:
+        """Hold the vCPUs outside of the guest until `resume`; returns once all are.
+
+        Raises:
+            InhibitTimeoutError: One did not come out; it is paused as soon as it does.
+            StateError: Called inside a transaction, which would wait for ever.
+        """
+        self._refuse_in_transaction("pause")
+        self._control.request_pause()
+        self.kick_all()
+        if not self.on_vcpu_thread():
+            self._control.wait_parked(STOP_TIMEOUT)
+
+    def resume(self) -> None:
+        """Let paused vCPUs go on."""
+        self._control.resume()
+
+    def stop(self, outcome: Outcome = Outcome.STOPPED) -> None:
+        """End the run; returns once the vCPUs' threads are done.
+
+        Raises:
+            InhibitTimeoutError: One did not come out.
+            StateError: Called inside a transaction, which would wait for ever.
+        """
+        self._refuse_in_transaction("stop")
+        self._control.request_stop(outcome)
+        self.kick_all()
+        if not self.on_vcpu_thread() and not self._control.wait_done(STOP_TIMEOUT):
+            raise self._stuck()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._control.done
+
+    def on_vcpu_thread(self) -> bool:
+        """Return whether the caller is one of its vCPU threads."""
+        return any(thread.is_current() for thread in self._threads)
+
+    def wait(self, timeout: float | None = None) -> RunResult:
+        """Wait for the end and return the result; may be called again.
+
+        Args:
+            timeout: Seconds after which the guest is stopped, with the outcome ``timed-out``; None waits for
+                as long as it runs. An interrupt (Ctrl-C) stops the guest and goes on up.
+
+        Raises:
+            DeviceError: A device handler raised, or a console could not be written.
+            BackendError: The accelerator failed.
+            MapLostError: A memory change could not be undone.
+            InhibitTimeoutError: A vCPU did not come out when it was told to.
+            StateError: Called inside a transaction or on a vCPU thread, which would wait for ever.
+        """
+        self._refuse_in_transaction("wait")
+        if self.on_vcpu_thread():
+            raise StateError("wait on a vCPU's own thread would wait for itself; call stop there")
+        try:
+            if not self._control.wait_done(timeout):
+                self.stop(Outcome.TIMED_OUT)
+        except BaseException:
+            self._control.request_stop()
+            self.kick_all()
+            if self._control.wait_done(STOP_TIMEOUT):
+                self._finish()
+            raise
+        finished = self._finish()
+        if isinstance(finished, BaseException):
+            raise finished
+        return finished
+
+    # ending
+
+    def _finish(self) -> RunResult | BaseException:
+        """Join the threads, hand on what is left, and make the result, once."""
+        with self._finish_lock:
+            if self._finished is None:
+                ended = time.perf_counter()
+                for thread in self._threads:
+                    thread.join()
+                self._housekeeper.stop()
+                self._hand_on_the_rest()
+                self._finished = self._outcome(ended)
+            return self._finished
+
+    def _hand_on_the_rest(self) -> None:
+        try:
+            self._vm.drain()
+            self._flush(STOP_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - a device may raise anything; `wait` raises it
+            self._control.fail(error)
+
+    def _outcome(self, ended: float) -> RunResult | BaseException:
+        outcome, status, crash, error = self._control.ending
+        if error is not None:
+            return error
+        vm, stats, changes = self._vm, self._vm.blocker.stats, self._vm.transactions
+        unassigned = vm.memory.unassigned + vm.io.unassigned
+        return RunResult(
+            outcome=outcome,
+            exit_status=status,
+            crash=crash,
+            wall_time=ended - self._started,
+            accelerator=self._accelerator,
+            host=vm.backend.host(),
+            vcpus=tuple(thread.result() for thread in self._threads),
+            coalesced_writes=vm.coalesced_writes - self._coalesced_before,
+            unassigned=unassigned - self._unassigned_before,
+            memory={
+                "commits": changes.commits,
+                "unheld": changes.unheld,
+                "inhibits": stats.inhibits,
+                "kicks": stats.kicks,
+                "wait_seconds": stats.wait_seconds,
+                "hold_seconds": stats.hold_seconds,
+            },
+        )
+
+    def _tick(self) -> None:
+        self._vm.drain()
+        self._flush(0.0)
+
+    def _fail(self, error: BaseException) -> None:
+        self._control.fail(error)
+        self.kick_all()
+
+    def _refuse_in_transaction(self, call: str) -> None:
+        if self._vm.transactions.active:
+            raise StateError(f"{call} inside a memory transaction would wait for ever; leave the `with` first")
+
+    def _stuck(self) -> InhibitTimeoutError:
+        inside = [(gate.name, gate.operation, STOP_TIMEOUT) for gate in self._vm.blocker.gates if gate.busy]
+        return InhibitTimeoutError(STOP_TIMEOUT, inside)

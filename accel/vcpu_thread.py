@@ -1,0 +1,170 @@
+"""One thread per vCPU: run, dispatch the exit, and look after each kick at what is wanted.
+
+The loop is the path of every guest exit. It calls no plugin hook, makes no object and formats nothing; what it
+needs it has in local names. The gate is entered for the call into the accelerator and nothing else, so a vCPU
+whose exit is being handled may wait for the big lock without holding up a memory change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from accel.errors import AccelError, DeviceError, GuestCrashError
+from accel.exits import ExitKind, unpack_io
+from accel.memory.address_space import AddressSpace
+from accel.port_dispatch import PortDispatch
+from accel.result import VcpuResult, exit_names
+from accel.run_control import RunControl
+from accel.vm import Vcpu
+
+_CRASHES = {
+    ExitKind.SHUTDOWN: "shutdown",
+    ExitKind.INTERNAL_ERROR: "internal-error",
+    ExitKind.FAIL_ENTRY: "fail-entry",
+    ExitKind.DEBUG: "debug",
+    ExitKind.OTHER: "unknown-exit",
+}
+
+
+class VcpuThread:
+    """Runs one vCPU until it halts, crashes or is told to stop.
+
+    Args:
+        vcpu: What to run; nobody else runs it meanwhile.
+        control: The run it is part of.
+        kick_all: Kicks all vCPUs of the run, once this one has ended it.
+
+    Attributes:
+        exits: Counts by ExitKind. Owned by the thread; stable once it is joined.
+        spurious: Spurious faults that the view served, by address. Owned by the thread.
+        unserved: Spurious faults that ended the guest, by address. Owned by the thread.
+    """
+
+    def __init__(self, vcpu: Vcpu, control: RunControl, kick_all: Callable[[], None]) -> None:
+        self.vcpu = vcpu
+        self.exits = [0] * len(ExitKind)
+        self.spurious: dict[int, int] = {}
+        self.unserved: dict[int, int] = {}
+        self._control = control
+        self._kick_all = kick_all
+        self._ports = PortDispatch(vcpu.vm.io, vcpu.backend.io_data, vcpu.vm.big_lock)
+        self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join()
+
+    def is_current(self) -> bool:
+        """Return whether the caller is this thread."""
+        return threading.current_thread() is self._thread
+
+    def result(self) -> VcpuResult:
+        """Return what it counted; call it after `join`."""
+        return VcpuResult(self.vcpu.index, exit_names(self.exits), dict(self.spurious), dict(self.unserved))
+
+    def _main(self) -> None:
+        vcpu = self.vcpu
+        try:
+            vcpu.bind()
+            vcpu.backend.prepare_thread()
+            if self._control.attend(vcpu.index):
+                self._loop()
+        except BaseException as error:  # noqa: BLE001 - it is raised to whoever waits for the run
+            self._control.fail(error)
+        finally:
+            vcpu.gate.leave()
+            self._ports.clear()
+            self._control.leave(vcpu.index)
+            self._kick_all()
+
+    def _loop(self) -> None:
+        vm, gate, record = self.vcpu.vm, self.vcpu.gate, self.vcpu.backend.record
+        run, enter, leave = self.vcpu.backend.run, gate.enter, gate.leave
+        history, io, ports, counts = vm.history, vm.io, self._ports, self.exits
+        handlers = ports.handlers
+        ring = vm.backend.ring.indices if vm.backend.ring is not None else None
+        kind_io, kind_mmio = int(ExitKind.IO), int(ExitKind.MMIO)
+        gate.operation = "run"
+        while True:
+            enter()
+            gate.entered = history.completed
+            kind = run()
+            exited = history.started
+            leave()
+            counts[kind] += 1
+            if ring is not None and ring[0] != ring[1]:
+                vm.drain()
+            if kind == kind_io:
+                if ports.view is not io.view:
+                    ports.clear()
+                word = record[0]
+                handler = handlers.get(word) or ports.build(word)
+                try:
+                    handler()
+                except Exception as error:
+                    raise self._port_error(word, error) from error
+            elif kind == kind_mmio:
+                self._mmio(exited)
+            elif not self._rare(kind, exited):
+                return
+
+    def _mmio(self, exited: int) -> None:
+        """Serve a memory access that came out, from the view."""
+        record, vm = self.vcpu.backend.record, self.vcpu.vm
+        address, shape = record[0], record[2]
+        size, is_write = shape & 0xFFFF_FFFF, bool(shape >> 32)
+        with vm.big_lock:
+            if vm.history.is_spurious(self.vcpu.gate.entered, exited, address, size, is_write=is_write):
+                self.spurious[address] = self.spurious.get(address, 0) + 1
+        try:
+            if is_write:
+                vm.memory.store(address, record[1] & (1 << 8 * size) - 1, size)
+            else:
+                record[1] = vm.memory.load(address, size)
+        except Exception as error:
+            access = "write at" if is_write else "read at"
+            raise self._device_error(vm.memory, access, address, error) from error
+
+    def _rare(self, kind: int, exited: int) -> bool:
+        """Deal with an exit that is neither a port nor memory; return whether to go on."""
+        if kind == ExitKind.INTERRUPTED:
+            return self._control.attend(self.vcpu.index)
+        if kind == ExitKind.HALT:
+            return False
+        self._note_unserved(kind, exited)
+        reason = _CRASHES.get(ExitKind(kind), "unknown-exit")
+        self._control.crash(GuestCrashError(self.vcpu.index, reason, self._describe()))
+        return False
+
+    def _describe(self) -> str:
+        try:
+            return self.vcpu.backend.describe()
+        except AccelError as error:
+            return f"nothing more is known ({error})"
+
+    def _note_unserved(self, kind: int, exited: int) -> None:
+        """Count a crash at an address that RAM served all the time: the unprotected change's worst case."""
+        try:
+            address = self.vcpu.backend.fault_address() if kind == ExitKind.INTERNAL_ERROR else None
+        except AccelError:
+            return
+        vm = self.vcpu.vm
+        with vm.big_lock:
+            if address is not None and vm.history.is_spurious(
+                self.vcpu.gate.entered, exited, address, 1, is_write=False
+            ):
+                self.unserved[address] = self.unserved.get(address, 0) + 1
+
+    def _port_error(self, word: int, error: Exception) -> DeviceError:
+        is_out, _, port, _ = unpack_io(word)
+        return self._device_error(self.vcpu.vm.io, "write to port" if is_out else "read of port", port, error)
+
+    def _device_error(self, space: AddressSpace, access: str, address: int, error: Exception) -> DeviceError:
+        section = space.view.find(address)
+        name = section.region.name if section is not None else "unassigned"
+        return DeviceError(name, access, address, self.vcpu.index, error)

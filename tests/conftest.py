@@ -1,0 +1,69 @@
+"""What all tests share: lock validation, the rule that KVM tests run where KVM is usable, and its summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["ACCEL_LOCKDEP"] = "1"
+
+GUESTS = Path(__file__).parent.parent / "examples" / "guests"
+
+_ran_on_kvm: set[str] = set()
+
+
+def _kvm_problem() -> str:
+    """Return why KVM cannot be used here, or an empty string."""
+    from accel_kvm.plugin import KvmAccelerator
+
+    available = KvmAccelerator().probe()
+    return "" if available.ok else available.reason
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_PROBLEM] = _kvm_problem()
+
+
+_PROBLEM = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    problem = config.stash[_PROBLEM]
+    chosen = config.getoption("markexpr")
+    kept = []
+    for item in items:
+        if item.get_closest_marker("soak") and "soak" not in str(chosen):
+            continue
+        if problem and item.get_closest_marker("kvm"):
+            item.add_marker(pytest.mark.skip(reason=f"needs KVM: {problem}"))
+        kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if item.get_closest_marker("kvm"):
+        if report.skipped and not item.config.stash[_PROBLEM]:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped although KVM is usable here: {report.longrepr}"
+        elif call.when == "call" and report.passed:
+            _ran_on_kvm.add(item.nodeid)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    problem = config.stash[_PROBLEM]
+    count = len(_ran_on_kvm)
+    text = f"real KVM: {count} tests passed on /dev/kvm" if not problem else f"real KVM: none ran; {problem}"
+    terminalreporter.write_line(text)
+
+
+@pytest.fixture
+def guests() -> Path:
+    """The folder with the example guests' images."""
+    return GUESTS
