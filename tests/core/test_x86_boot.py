@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.address import AddressRange
-from accel.arch.x86 import BootMode, X86State, ram_layout
+from accel.arch.x86 import BootMode, ram_layout
 from accel.arch.x86_boot import plan_boot
+from accel.arch.x86_paging import identity_tables, tables_size
 from accel.errors import ImageError, UsageError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -177,6 +178,11 @@ def test_plan_boot_protected32_runs_without_paging_but_with_sse():
     assert (state.cr3, state.efer) == (0, 0)
 
 
+@pytest.mark.parametrize("mode", [BootMode.PROTECTED32, BootMode.LONG64])
+def test_plan_boot_protected_modes_have_no_interrupt_table_so_that_an_exception_is_a_shutdown(mode):
+    assert plan(mode).state(0).idt.limit == 0
+
+
 def test_plan_boot_protected32_stack_is_that_of_a_cdecl_call_with_two_arguments():
     boot = plan(BootMode.PROTECTED32, cpus=2)
     state = boot.state(1)
@@ -211,7 +217,7 @@ def test_plan_boot_long64_stack_is_that_of_a_c_function_that_was_called():
         assert Memory(boot).read(back, 4) == bytes.fromhex("fa f4 eb fd")
 
 
-@pytest.mark.parametrize("memory", [2 * MIB, 3 * GIB, 8 * GIB + 4096, 600 * GIB])
+@pytest.mark.parametrize("memory", [2 * MIB, 3 * GIB, 8 * GIB + 4096, 511 * GIB, 600 * GIB])
 def test_plan_boot_long64_page_tables_map_low_4_gib_and_all_ram_to_itself(memory):
     boot = plan(BootMode.LONG64, memory=memory)
     walker, cr3 = Memory(boot), boot.state(0).cr3
@@ -228,6 +234,11 @@ def test_plan_boot_long64_page_tables_every_large_page_of_the_low_4_gib_is_mappe
     boot = plan(BootMode.LONG64)
     walker, cr3 = Memory(boot), boot.state(0).cr3
     assert all(walker.walk(cr3, page * 2 * MIB) == page * 2 * MIB for page in range(2048))
+
+
+@pytest.mark.parametrize("gib", [1, 4, 511, 512, 513, 1024])
+def test_identity_tables_any_size_take_what_was_planned(gib):
+    assert len(identity_tables(0, gib * GIB)) == tables_size(gib * GIB)
 
 
 def test_plan_boot_long64_entry_above_4_gib_is_allowed():
@@ -328,8 +339,3 @@ def test_plan_boot_reset_writes_nothing_and_sets_nothing():
     boot = plan(BootMode.RESET, entry=0xFFFF_FFF0, cpus=2)
     assert boot.segments == ()
     assert boot.state(1) is None
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_state_any_mode_is_a_state(mode):
-    assert isinstance(plan(mode).state(0), X86State)
