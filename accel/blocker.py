@@ -23,6 +23,10 @@ never held by it, and a vCPU that handles an exit (and may wait for the big lock
 The one known call that a kick may not free is a vCPU that waits for a user-space page fault: that ends in
 `InhibitTimeoutError`, before anything has changed.
 
+*Nobody starves.* Whoever waited through one inhibit passes in before the next begins: an inhibitor that comes
+back at once would otherwise win every time, since those who wait must first be scheduled. They need nothing
+that the inhibitor holds, so this wait ends; it is bounded all the same.
+
 *Mark-then-look needs store-load order.* With the GIL, CPython gives it: both threads run under one lock.
 Free-threaded builds do not order a store before a later load of another field, so there the gates
 mark and look under a lock (`_LockedVcpuGate`, picked by `add_gate`).
@@ -46,6 +50,9 @@ from accel.locks import GATES_LOCK, Lock
 
 #: Whether plain stores and loads are ordered between threads.
 GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+#: Longest wait, in seconds, of a new inhibit for those that the last one held.
+_FAIRNESS_TIMEOUT = 1.0
 
 
 @define
@@ -140,6 +147,9 @@ class AccelBlocker:
         self._gates: tuple[VcpuGate, ...] = ()
         # Thread → the VM call it is in. Guarded by gates_lock.
         self._vm_calls: dict[int, str] = {}
+        # How many wait outside, and whether that has become none. The count is guarded by gates_lock.
+        self._waiting = 0
+        self._all_passed = threading.Event()
 
     # gates
 
@@ -165,17 +175,18 @@ class AccelBlocker:
         """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
         if self._owner == threading.get_ident():
             return
-        while True:
-            gate.busy = False
-            self.left.set()
-            self._opened.wait()
-            if self._poison is not None:
-                raise self._poison
-            with self.gates_lock:
-                # Under the lock, so that it holds on every build; this path is rare.
-                gate.busy = True
-                if not self.inhibited:
-                    return
+        with self._outside():
+            while True:
+                gate.busy = False
+                self.left.set()
+                self._opened.wait()
+                if self._poison is not None:
+                    raise self._poison
+                with self.gates_lock:
+                    # Under the lock, so that it holds on every build; this path is rare.
+                    gate.busy = True
+                    if not self.inhibited:
+                        return
 
     @contextmanager
     def vm_call(self, operation: str) -> Iterator[None]:
@@ -185,14 +196,15 @@ class AccelBlocker:
             yield
             return
         me = threading.get_ident()
-        while True:
-            if self._poison is not None:
-                raise self._poison
-            with self.gates_lock:
-                if not self.inhibited:
-                    self._vm_calls[me] = operation
-                    break
-            self._opened.wait()
+        with self._outside():
+            while True:
+                if self._poison is not None:
+                    raise self._poison
+                with self.gates_lock:
+                    if not self.inhibited:
+                        self._vm_calls[me] = operation
+                        break
+                self._opened.wait()
         try:
             yield
         finally:
@@ -200,6 +212,19 @@ class AccelBlocker:
                 del self._vm_calls[me]
             # Whether or not anybody waits: VM calls are rare, and a wake-up too many only costs a scan.
             self.left.set()
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        """Count the caller among those who wait."""
+        with self.gates_lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self.gates_lock:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._all_passed.set()
 
     # inhibiting
 
@@ -227,6 +252,7 @@ class AccelBlocker:
             self._depth += 1
             return
         started = time.perf_counter()
+        self._let_pass(min(timeout, _FAIRNESS_TIMEOUT))
         self._owner = threading.get_ident()
         self._depth = 1
         self._opened.clear()
@@ -267,6 +293,14 @@ class AccelBlocker:
                 self.inhibited = False
         self._owner = 0
         self._opened.set()
+
+    def _let_pass(self, timeout: float) -> None:
+        """Wait until those who waited through the last inhibit are in, or `timeout` seconds."""
+        with self.gates_lock:
+            if not self._waiting:
+                return
+            self._all_passed.clear()
+        self._all_passed.wait(timeout)
 
     def _wait_until_quiet(self, started: float, timeout: float) -> None:
         me = threading.get_ident()
