@@ -52,7 +52,7 @@ from accel.locks import GATES_LOCK, Lock
 GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 #: Longest wait, in seconds, of a new inhibit for those that the last one held.
-_FAIRNESS_TIMEOUT = 1.0
+_FAIRNESS_TIMEOUT = 0.1
 
 
 @define
