@@ -1,0 +1,10 @@
+"""What the mock offers, in numbers and capabilities; apart from the VM so that probing imports nothing more."""
+
+from __future__ import annotations
+
+from accel.backend import Capability
+
+CAPABILITIES = frozenset({Capability.READONLY_MEMORY, Capability.COALESCED_PIO})
+#: As many slots as KVM on x86 has.
+SLOT_COUNT = 32764
+MAX_VCPUS = 64

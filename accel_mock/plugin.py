@@ -1,0 +1,46 @@
+"""What `accel` finds of this plugin: the accelerator ``mock``. Importing it is cheap and opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
+from accel.hookspecs import hookimpl
+from accel.options import Option
+from accel_mock.limits import CAPABILITIES, SLOT_COUNT
+
+
+class MockAccelerator(Accelerator):
+    """A model of a slot-like accelerator that interprets guest programs."""
+
+    name = "mock"
+    summary = "in-process model of an accelerator: runs guest programs anywhere, no hardware needed"
+    executes = frozenset({"program"})
+    options = (
+        *MEMORY_OPTIONS,
+        Option(
+            "slot_latency_us",
+            "int",
+            0,
+            "time that each slot call takes beyond its work, while vCPUs run on: widens the gaps of a change",
+            minimum=0,
+            maximum=1_000_000,
+        ),
+        Option("slot_count", "int", SLOT_COUNT, "greatest number of slots", minimum=1, maximum=SLOT_COUNT),
+    )
+
+    def probe(self) -> Availability:
+        """Return that it is available, which it always is."""
+        return Availability(True, capabilities=CAPABILITIES, details={"host": "this process"})
+
+    def create_vm(self, config: VmConfig) -> VmBackend:
+        """Create a VM."""
+        from accel_mock.vm import MockVm
+
+        return MockVm(config)
+
+
+@hookimpl
+def accel_register_accelerators(register: Callable[[Accelerator], None]) -> None:
+    """Register ``mock``."""
+    register(MockAccelerator())

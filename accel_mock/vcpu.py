@@ -1,0 +1,145 @@
+"""MockVcpu: runs a guest program and comes out of it as a vCPU of KVM does.
+
+A program is compiled into a list of steps once (`accel_mock.steps`); `run` goes through them, one call a step,
+and looks at one flag between two. An operation that exits stays where it is: as on KVM, its access completes
+at the next `run`, before the guest goes on, and a kick is looked at after that.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+
+from accel.backend import VcpuBackend
+from accel.exits import ExitKind
+from accel.program import GuestProgram
+from accel_mock.coalesced import MockCoalescedRing
+from accel_mock.slots import NO_SLOTS, MemSlots
+
+#: Executes the operation at one place; returns the place to go on at, or `EXIT` minus the kind of an exit.
+Step = Callable[[], int]
+
+EXIT = -1
+
+
+class MockVcpu(VcpuBackend):
+    """One vCPU of the mock. Owned by the thread that runs it, but for `attention` and `_kicked`.
+
+    Attributes:
+        table: The slots that it works with; replaced by `MemSlots` on this vCPU's thread.
+        attention: Set by any thread to have the vCPU look for kicks and new slots before its next operation.
+        ring: Where coalesced port writes go.
+        bus: Makes stores and read-modify-writes atomic against those of other vCPUs.
+        errors: The program's error count.
+        counters: What is left of each loop around the operation, outermost first.
+    """
+
+    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, bus: threading.Lock) -> None:
+        self.record = memoryview(array("Q", (0, 0, 0, 0)))
+        self.io_data = memoryview(bytearray(8))
+        self.table = NO_SLOTS
+        self.attention = False
+        self.ring = ring
+        self.bus = bus
+        self.errors = 0
+        self.counters: list[int] = []
+        self._memslots = memslots
+        self._kicked = False
+        self._steps: list[Step] = [self._nothing_loaded]
+        self._place = 0
+        # The access of the operation that exited, as an iterator over its further exits.
+        self._access: Iterator[int] | None = None
+        self._problem = ""
+        self._fault: int | None = None
+
+    def load_program(self, program: GuestProgram) -> None:
+        """Start `program` at its first operation, with no errors and nothing left to complete."""
+        from accel_mock.steps import compile_program
+
+        self._steps = compile_program(program, self)
+        self._place = 0
+        self._access = None
+        self.errors = 0
+
+    def run(self) -> int:
+        """Run the program until it comes out; see `VcpuBackend.run`."""
+        self._memslots.enter(self)
+        try:
+            kind = self._complete()
+            return self._execute() if kind is None else kind
+        finally:
+            self._memslots.leave(self)
+
+    def _execute(self) -> int:
+        steps, place = self._steps, self._place
+        while True:
+            if self.attention:
+                # Cleared before looking, so that what comes after the look sets it again.
+                self.attention = False
+                if self._kicked:
+                    self._kicked = False
+                    self._place = place
+                    return ExitKind.INTERRUPTED
+                self._memslots.catch_up(self)
+            following = steps[place]()
+            if following < 0:
+                self._place = place
+                return EXIT - following
+            place = following
+
+    def kick(self, thread_id: int) -> None:
+        """Have `run` return before the next operation; the flags are all that is needed."""
+        self._kicked = True
+        self.attention = True
+
+    def finish(self) -> int:
+        """Complete the last exit's access; see `VcpuBackend.finish`."""
+        self._memslots.enter(self)
+        try:
+            kind = self._complete()
+            return ExitKind.INTERRUPTED if kind is None else kind
+        finally:
+            self._memslots.leave(self)
+
+    def _complete(self) -> int | None:
+        """Go on with the access that exited; return its next exit, or None once it is complete."""
+        if self._access is None:
+            return None
+        kind = next(self._access, None)
+        if kind is None:
+            self._access = None
+            self._place += 1
+        return kind
+
+    def describe(self) -> str:
+        """Return what went wrong."""
+        return self._problem
+
+    def fault_address(self) -> int | None:
+        """Return the address of the fetch that failed, if that is what the last exit is about."""
+        return self._fault
+
+    def close(self) -> None:
+        """Let go of the program, which points back at this object."""
+        self._steps = []
+        self._access = None
+
+    # for the steps
+
+    def start_access(self, access: Iterator[int], place: int) -> int:
+        """Begin an access that may exit; return the place after `place`, or the exit, as a `Step` does."""
+        kind = next(access, None)
+        if kind is None:
+            return place + 1
+        self._access = access
+        return EXIT - kind
+
+    def fail(self, kind: ExitKind, problem: str, fault: int | None = None) -> int:
+        """Return the exit of an operation that cannot go on, as a `Step` does."""
+        self._problem = problem
+        self._fault = fault
+        return EXIT - kind
+
+    def _nothing_loaded(self) -> int:
+        return self.fail(ExitKind.FAIL_ENTRY, "no guest program is loaded; call load_program first")

@@ -1,0 +1,61 @@
+"""MockVm: the slots, the coalesced ring and the vCPUs of one VM."""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
+from accel.errors import CapabilityError
+from accel.memory.listener import MemoryListener
+from accel.memory.slot_plan import Policy
+from accel_mock.coalesced import MockCoalescedRing, MockIoListener
+from accel_mock.limits import CAPABILITIES, MAX_VCPUS, SLOT_COUNT
+from accel_mock.listener import MockMemoryListener
+from accel_mock.slots import MemSlots
+from accel_mock.vcpu import MockVcpu
+
+
+class MockVm(VmBackend):
+    """One VM of the mock.
+
+    Raises:
+        CapabilityError: `config` asks for an interrupt controller or a timer.
+    """
+
+    capabilities = CAPABILITIES
+    max_vcpus = MAX_VCPUS
+
+    def __init__(self, config: VmConfig) -> None:
+        if config.irqchip or config.pit:
+            raise CapabilityError("the mock has no interrupt controller and no timer; create the VM without")
+        options = config.options
+        self._policy = cast(Policy, options.get("plan", "least"))
+        self._memslots = MemSlots(
+            cast(int, options.get("slot_count", SLOT_COUNT)),
+            cast(int, options.get("slot_latency_us", 0)) / 1e6,
+        )
+        self._ring = MockCoalescedRing()
+        self.ring: CoalescedRing | None = self._ring
+        # Makes stores and read-modify-writes of all vCPUs atomic against each other; a leaf.
+        self._bus = threading.Lock()
+
+    def create_vcpu(self, index: int) -> VcpuBackend:
+        """Create a vCPU without a program."""
+        return MockVcpu(self._memslots, self._ring, self._bus)
+
+    def memory_listener(self) -> MemoryListener:
+        """Return the listener that keeps the slots."""
+        return MockMemoryListener(self._memslots, self._policy)
+
+    def io_listener(self) -> MemoryListener | None:
+        """Return the listener that keeps the coalesced ports."""
+        return MockIoListener(self._ring)
+
+    def host(self) -> str:
+        """Return what it runs on."""
+        return "in-process model"
+
+    def close(self) -> None:
+        """Let go of the slots and the memory behind them."""
+        self._memslots.clear()
