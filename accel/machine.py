@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -22,7 +22,7 @@ from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Atomic
 from accel.plugins import open_accelerator, plugin_manager
 from accel.program import GuestProgram
-from accel.result import Outcome, RunResult
+from accel.result import RunResult
 from accel.run import Run
 from accel.vm import OpenAccelerator
 
@@ -190,8 +190,7 @@ class Machine:
         if self._run is not None and not self._run.done:
             raise StateError("the machine runs already; stop it first")
         if self._run is not None:
-            with suppress(Exception):
-                self._run.wait()  # joins the threads of the last run, whose outcome was told or not asked for
+            self._run.settle()  # what it came to was told, or nobody asked
         self._run = Run(self.vm, self.accelerator, self._flush)
         self._run.start()
         return self._run
@@ -233,9 +232,8 @@ class Machine:
         if self._run is not None:
             if self._run.on_vcpu_thread():
                 raise StateError("close on a vCPU's own thread would wait for itself; call stop there")
-            self._run.stop(Outcome.STOPPED)
-            with suppress(Exception):
-                self._run.wait()  # its error belongs to whoever waits for the run
+            self._run.stop()
+            self._run.settle()  # its error belongs to whoever waits for the run
         self._closed = True
         try:
             for device in self.devices:

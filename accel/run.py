@@ -106,6 +106,11 @@ class Run:
         """Whether it has ended."""
         return self._control.done
 
+    def spurious_faults_so_far(self) -> tuple[int, ...]:
+        """Return each vCPU's spurious faults up to now, while it runs."""
+        with self._vm.big_lock:
+            return tuple(thread.spurious_count for thread in self._threads)
+
     def on_vcpu_thread(self) -> bool:
         """Return whether the caller is one of its vCPU threads."""
         return any(thread.is_current() for thread in self._threads)
@@ -134,17 +139,17 @@ class Run:
             self._control.request_stop()
             self.kick_all()
             if self._control.wait_done(STOP_TIMEOUT):
-                self._finish()
+                self.settle()
             raise
-        finished = self._finish()
+        finished = self.settle()
         if isinstance(finished, BaseException):
             raise finished
         return finished
 
     # ending
 
-    def _finish(self) -> RunResult | BaseException:
-        """Join the threads, hand on what is left, and make the result, once."""
+    def settle(self) -> RunResult | BaseException:
+        """Join the threads of a run that has ended and hand on what is left; return what `wait` gives or raises."""
         with self._finish_lock:
             if self._finished is None:
                 ended = time.perf_counter()

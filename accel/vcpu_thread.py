@@ -63,6 +63,11 @@ class VcpuThread:
         """Return whether the caller is this thread."""
         return threading.current_thread() is self._thread
 
+    @property
+    def spurious_count(self) -> int:
+        """Spurious faults so far; needs the big lock while the thread runs."""
+        return sum(self.spurious.values()) + sum(self.unserved.values())
+
     def result(self) -> VcpuResult:
         """Return what it counted; call it after `join`."""
         return VcpuResult(self.vcpu.index, exit_names(self.exits), dict(self.spurious), dict(self.unserved))
