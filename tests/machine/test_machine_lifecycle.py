@@ -251,8 +251,8 @@ import accel, sys
 with accel.Machine.create("kvm", memory="16M") as machine:
     machine.load({str(guests / "spin.bin")!r})
     run = machine.start()
-    print("started", flush=True)
     try:
+        print("started", flush=True)
         run.wait()
     except KeyboardInterrupt:
         print("interrupted", run.done, flush=True)
