@@ -1,0 +1,48 @@
+# make demo | make test: all that is needed is Python 3.11 or newer, make, and a way to PyPI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint types docs bench guests clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "accel needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "this Python cannot make a venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## run a guest on KVM, then the race: unprotected it faults, protected it does not
+	@$(BIN)/accelctl demo
+
+test: $(STAMP) ## run the tests; the last lines say how many ran on real KVM
+	$(BIN)/python -m pytest
+
+soak: $(STAMP) ## run the tests that take minutes
+	$(BIN)/python -m pytest -m soak --timeout 1800
+
+lint: $(STAMP) ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP) ## check types
+	$(BIN)/mypy
+
+docs: $(STAMP) ## run every example in the documentation and check its links
+	$(BIN)/python -m pytest tests/docs
+
+bench: $(STAMP) ## measure beside C; needs gcc and KVM
+	$(BIN)/python -m benchmarks
+
+guests: ## build the example guests again; needs gcc and binutils
+	$(MAKE) -C examples/guests
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
