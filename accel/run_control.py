@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from accel.errors import GuestCrashError, InhibitTimeoutError
 from accel.result import Outcome
@@ -34,15 +35,25 @@ class RunControl:
 
     # called by vCPU threads
 
-    def attend(self, index: int) -> bool:
-        """Do what is asked after a kick: wait while the run is paused; return whether to go on."""
+    def attend(self, index: int, wanted: Callable[[], bool]) -> bool:
+        """Do what is asked after a kick: wait while the run is paused; return whether to go on.
+
+        Returns early, with True, when `wanted` says so after a `poke`; the vCPU counts as waiting all the same
+        if the caller comes back before it enters the guest.
+        """
         with self._changed:
             if self._pausing and not self._stopping:
                 self._parked.add(index)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or not self._pausing)
-                self._parked.discard(index)
+                self._changed.wait_for(lambda: self._stopping or not self._pausing or wanted())
+                if not (self._pausing and wanted()):
+                    self._parked.discard(index)
             return not self._stopping
+
+    def poke(self) -> None:
+        """Have waiting vCPU threads look at what is wanted of them."""
+        with self._changed:
+            self._changed.notify_all()
 
     def leave(self, index: int) -> None:
         """Note that a vCPU's thread is done; the run has halted if all are and nobody said otherwise."""

@@ -75,14 +75,15 @@ class VcpuThread:
     def _main(self) -> None:
         vcpu = self.vcpu
         try:
-            vcpu.bind()
+            vcpu.bind(self._wake)
             vcpu.backend.prepare_thread()
-            if self._control.attend(vcpu.index):
+            if self._attend():
                 self._loop()
         except BaseException as error:  # noqa: BLE001 - it is raised to whoever waits for the run
             self._control.fail(error)
         finally:
             vcpu.gate.leave()
+            vcpu.unbind()
             self._ports.clear()
             self._control.leave(vcpu.index)
             self._kick_all()
@@ -138,13 +139,31 @@ class VcpuThread:
     def _rare(self, kind: int, exited: int) -> bool:
         """Deal with an exit that is neither a port nor memory; return whether to go on."""
         if kind == ExitKind.INTERRUPTED:
-            return self._control.attend(self.vcpu.index)
+            return self._attend()
         if kind == ExitKind.HALT:
             return False
         self._note_unserved(kind, exited)
         reason = _CRASHES.get(ExitKind(kind), "unknown-exit")
         self._control.crash(GuestCrashError(self.vcpu.index, reason, self._describe()))
         return False
+
+    def _attend(self) -> bool:
+        """Do what others want after a kick; return whether to go on."""
+        vcpu = self.vcpu
+        while True:
+            vcpu.run_calls()
+            if not self._control.attend(vcpu.index, self._has_calls):
+                return False
+            if not vcpu.has_calls:
+                return True
+
+    def _has_calls(self) -> bool:
+        return self.vcpu.has_calls
+
+    def _wake(self) -> None:
+        """Bring the thread to `_attend`, from wherever it is."""
+        self._control.poke()
+        self.vcpu.kick()
 
     def _describe(self) -> str:
         try:

@@ -7,10 +7,11 @@ does the rest behind the surface of `accel.backend`.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 from accel.address import ADDRESS_SPACE_SIZE
 from accel.arch.x86 import X86State
@@ -231,8 +232,26 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+class _Call:
+    """A call that another thread wants made on the vCPU's thread."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.done = threading.Event()
+        self.value: object = None
+        self.error: BaseException | None = None
+        self._function = function
+
+    def make(self) -> None:
+        """Make it, and let the other thread go on."""
+        try:
+            self.value = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised on the thread that asked
+            self.error = error
+        self.done.set()
+
+
 class Vcpu:
-    """A virtual CPU. One thread at a time runs it; other threads may `kick` it.
+    """A virtual CPU. One thread at a time runs it; other threads may `kick` it, or `call` something on it.
 
     Attributes:
         index: Its number in the VM.
@@ -246,6 +265,10 @@ class Vcpu:
         self.backend = backend
         self.closed = False
         self.gate = vm.blocker.add_gate(f"vCPU {index}", backend.kick)
+        # Wakes the thread that runs it in a loop, or None without one. Both are guarded by `_calls_lock`, a leaf.
+        self._wake: Callable[[], None] | None = None
+        self._calls: deque[_Call] = deque()
+        self._calls_lock = threading.Lock()
 
     def run(self) -> Exit:
         """Enter the guest until it comes out, and return why.
@@ -262,6 +285,54 @@ class Vcpu:
     def kick(self) -> None:
         """Make the `run` in progress, or else the next one, return `Interrupted`; any thread."""
         self.backend.kick(self.gate.thread_id)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return `function()`, made on the thread that runs this vCPU, outside of the guest; any thread.
+
+        If a thread runs it in a loop (a started machine), that thread is kicked out for it, also while it is
+        paused; if none does, the call is made here. Use it for state: ``vcpu.call(vcpu.read_state)``.
+
+        Raises:
+            LockError: The big lock is held; the vCPU's thread may be waiting for it.
+            Exception: Whatever `function` raised.
+        """
+        call = _Call(function)
+        with self._calls_lock:
+            wake = self._wake
+            if wake is not None and self.gate.thread_id != _thread.native_id:
+                self.vm.big_lock.assert_not_held("the vCPU's thread may be waiting for it; call outside of it")
+                self._calls.append(call)
+            else:
+                wake = None
+        if wake is None:
+            return function()
+        wake()
+        call.done.wait()
+        if call.error is not None:
+            raise call.error
+        return cast(T, call.value)
+
+    def run_calls(self) -> None:
+        """Make the calls that other threads asked for; on the vCPU's thread, outside of the guest."""
+        while self._calls:
+            self._calls.popleft().make()
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a call waits to be made."""
+        return bool(self._calls)
+
+    def bind(self, wake: Callable[[], None]) -> None:
+        """Note that the calling thread runs this vCPU in a loop that makes calls when `wake` was called."""
+        with self._calls_lock:
+            self.gate.thread_id = _thread.native_id
+            self._wake = wake
+
+    def unbind(self) -> None:
+        """Note that the calling thread runs it no more, and make the calls that are left."""
+        with self._calls_lock:
+            self._wake = None
+        self.run_calls()
 
     def read_state(self) -> X86State:
         """Return registers and mode, after completing the access of the last exit; on the vCPU's thread.
@@ -292,16 +363,12 @@ class Vcpu:
             self.vm.blocker.remove_gate(self.gate)
             self.backend.close()
 
-    def bind(self) -> None:
-        """Note that the calling thread is the one that runs this vCPU from now on."""
-        self.gate.thread_id = _thread.native_id
-
     def _inside(self, operation: str, call: Callable[[], T]) -> T:
         if self.closed:
             raise ClosedError(f"vCPU {self.index} is closed")
         gate = self.gate
         gate.operation = operation
-        self.bind()
+        gate.thread_id = _thread.native_id
         gate.enter()
         try:
             return call()

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import accel
-from accel.errors import ClosedError, DeviceError, StateError, UsageError
+from accel.errors import ClosedError, DeviceError, LockError, StateError, UsageError
 from accel.result import Outcome
 
 pytestmark = pytest.mark.kvm
@@ -263,3 +263,31 @@ with accel.Machine.create("kvm", memory="16M") as machine:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted True\n"
         assert process.wait(20) == 0
+
+
+def test_call_reads_registers_of_a_running_and_of_a_paused_vcpu(bench):
+    one = bench("spin.bin", cpus=2)
+    run = one.machine.start()
+    second = one.machine.vm.vcpus[1]
+    assert second.call(second.read_state).rip in range(0x7C00, 0x7E00)
+    one.machine.pause()
+    assert second.call(second.read_state).rdi == 1
+    assert not any(gate.busy for gate in one.machine.vm.blocker.gates)
+    one.machine.resume()
+    assert second.call(threading.get_ident) != threading.get_ident()
+    one.machine.stop()
+    run.wait()
+    assert second.call(threading.get_ident) == threading.get_ident()
+    assert second.call(second.read_state).rdi == 1
+
+
+def test_call_that_raises_raises_to_who_called_and_the_guest_goes_on(bench):
+    one = bench("spin.bin")
+    run = one.machine.start()
+    with pytest.raises(ZeroDivisionError):
+        one.machine.vm.vcpus[0].call(lambda: 1 // 0)
+    assert not run.done
+    with one.machine.transaction(), pytest.raises(LockError, match="big_lock is held"):
+        one.machine.vm.vcpus[0].call(lambda: 1)
+    one.machine.stop()
+    assert run.wait().outcome is Outcome.STOPPED
