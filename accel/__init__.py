@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from accel.program import GuestProgram as GuestProgram
     from accel.result import RunResult as RunResult
     from accel.run import Run as Run
+    from accel.vcpu import Vcpu as Vcpu
     from accel.vm import OpenAccelerator as OpenAccelerator
-    from accel.vm import Vcpu as Vcpu
     from accel.vm import Vm as Vm
 
 _WHERE = {
@@ -78,7 +78,7 @@ _WHERE = {
     "Run": "accel.run",
     "RunResult": "accel.result",
     "Shutdown": "accel.exits",
-    "Vcpu": "accel.vm",
+    "Vcpu": "accel.vcpu",
     "VcpuBackend": "accel.backend",
     "Vm": "accel.vm",
     "VmBackend": "accel.backend",

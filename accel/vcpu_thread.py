@@ -16,7 +16,7 @@ from accel.memory.address_space import AddressSpace
 from accel.port_dispatch import PortDispatch
 from accel.result import VcpuResult, exit_names
 from accel.run_control import RunControl
-from accel.vm import Vcpu
+from accel.vcpu import Vcpu
 
 _CRASHES = {
     ExitKind.SHUTDOWN: "shutdown",

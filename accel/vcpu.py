@@ -1,0 +1,221 @@
+"""Vcpu: one virtual CPU, for people who run it in a loop of their own and for the machine's vCPU threads.
+
+Owns the gate around every call into the accelerator, the exit objects of `run`, and calls that other threads
+want made on the thread that runs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from accel.arch.x86 import X86State
+from accel.backend import VcpuBackend
+from accel.errors import ClosedError, StateError
+from accel.exits import (
+    Debug,
+    Exit,
+    ExitKind,
+    FailEntry,
+    Halt,
+    InternalError,
+    Interrupted,
+    IoIn,
+    IoOut,
+    MmioRead,
+    MmioWrite,
+    OtherExit,
+    Shutdown,
+    unpack_io,
+)
+from accel.program import GuestProgram
+
+if TYPE_CHECKING:
+    from accel.vm import Vm
+
+T = TypeVar("T")
+
+#: Exits that carry nothing but a line about what happened.
+_DETAILED: dict[int, type[Shutdown] | type[FailEntry] | type[InternalError] | type[Debug]] = {
+    ExitKind.SHUTDOWN: Shutdown,
+    ExitKind.FAIL_ENTRY: FailEntry,
+    ExitKind.INTERNAL_ERROR: InternalError,
+    ExitKind.DEBUG: Debug,
+}
+
+
+class _Thread(threading.local):
+    """The calling thread's native id, which costs a system call to ask for."""
+
+    def __init__(self) -> None:
+        self.native_id = threading.get_native_id()
+
+
+_thread = _Thread()
+
+
+class _Call:
+    """A call that another thread wants made on the vCPU's thread."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.done = threading.Event()
+        self.value: object = None
+        self.error: BaseException | None = None
+        self._function = function
+
+    def make(self) -> None:
+        """Make it, and let the other thread go on."""
+        try:
+            self.value = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised on the thread that asked
+            self.error = error
+        self.done.set()
+
+
+class Vcpu:
+    """A virtual CPU. One thread at a time runs it; other threads may `kick` it, or `call` something on it.
+
+    Attributes:
+        index: Its number in the VM.
+        gate: Its gate at the blocker; passed around every call into the accelerator.
+        backend: The accelerator's side.
+    """
+
+    def __init__(self, vm: Vm, index: int, backend: VcpuBackend) -> None:
+        self.vm = vm
+        self.index = index
+        self.backend = backend
+        self.closed = False
+        self.gate = vm.blocker.add_gate(f"vCPU {index}", backend.kick)
+        # Wakes the thread that runs it in a loop, or None without one. Both are guarded by `_calls_lock`, a leaf.
+        self._wake: Callable[[], None] | None = None
+        self._calls: deque[_Call] = deque()
+        self._calls_lock = threading.Lock()
+
+    def run(self) -> Exit:
+        """Enter the guest until it comes out, and return why.
+
+        A read (`IoIn`, `MmioRead`) is answered with its `reply` before the next run.
+
+        Raises:
+            BackendError: The accelerator failed.
+            MapLostError: A memory change could not be undone, so the guest must not go on.
+            ClosedError: The vCPU is closed.
+        """
+        return self._exit(self._inside("run", self.backend.run))
+
+    def kick(self) -> None:
+        """Make the `run` in progress, or else the next one, return `Interrupted`; any thread."""
+        self.backend.kick(self.gate.thread_id)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return `function()`, made on the thread that runs this vCPU, outside of the guest; any thread.
+
+        If a thread runs it in a loop (a started machine), that thread is kicked out for it, also while it is
+        paused; if none does, the call is made here. Use it for state: ``vcpu.call(vcpu.read_state)``.
+
+        Raises:
+            LockError: The big lock is held; the vCPU's thread may be waiting for it.
+            Exception: Whatever `function` raised.
+        """
+        call = _Call(function)
+        with self._calls_lock:
+            wake = self._wake
+            if wake is not None and self.gate.thread_id != _thread.native_id:
+                self.vm.big_lock.assert_not_held("the vCPU's thread may be waiting for it; call outside of it")
+                self._calls.append(call)
+            else:
+                wake = None
+        if wake is None:
+            return function()
+        wake()
+        call.done.wait()
+        if call.error is not None:
+            raise call.error
+        return cast(T, call.value)
+
+    def run_calls(self) -> None:
+        """Make the calls that other threads asked for; on the vCPU's thread, outside of the guest."""
+        while self._calls:
+            self._calls.popleft().make()
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a call waits to be made."""
+        return bool(self._calls)
+
+    def bind(self, wake: Callable[[], None]) -> None:
+        """Note that the calling thread runs this vCPU in a loop that makes calls when `wake` was called."""
+        with self._calls_lock:
+            self.gate.thread_id = _thread.native_id
+            self._wake = wake
+
+    def unbind(self) -> None:
+        """Note that the calling thread runs it no more, and make the calls that are left."""
+        with self._calls_lock:
+            self._wake = None
+        self.run_calls()
+
+    def read_state(self) -> X86State:
+        """Return registers and mode, after completing the access of the last exit; on the vCPU's thread.
+
+        Raises:
+            StateError: That access has another part, which `run` returns next.
+        """
+
+        def read() -> X86State:
+            if self.backend.finish() != ExitKind.INTERRUPTED:
+                raise StateError("the last access needs one more exit before state can be read; call run first")
+            return self.backend.read_state()
+
+        return self._inside("read_state", read)
+
+    def write_state(self, state: X86State) -> None:
+        """Set registers and mode; on the vCPU's thread."""
+        self._inside("write_state", lambda: self.backend.write_state(state))
+
+    def load_program(self, program: GuestProgram) -> None:
+        """Start a guest program, on an accelerator that executes those; on the vCPU's thread."""
+        self._inside("load_program", lambda: self.backend.load_program(program))
+
+    def close(self) -> None:
+        """Release the vCPU; may be called twice."""
+        if not self.closed:
+            self.closed = True
+            self.vm.blocker.remove_gate(self.gate)
+            self.backend.close()
+
+    def _inside(self, operation: str, call: Callable[[], T]) -> T:
+        if self.closed:
+            raise ClosedError(f"vCPU {self.index} is closed")
+        gate = self.gate
+        gate.operation = operation
+        gate.thread_id = _thread.native_id
+        gate.enter()
+        try:
+            return call()
+        finally:
+            gate.leave()
+
+    def _exit(self, kind: int) -> Exit:
+        record = self.backend.record
+        if kind == ExitKind.IO:
+            is_out, size, port, count = unpack_io(record[0])
+            io_data = self.backend.io_data
+            if is_out:
+                return IoOut(port, size, count, bytes(io_data[: size * count]))
+            return IoIn(port, size, count, lambda value: io_data.__setitem__(slice(size * count), value))
+        if kind == ExitKind.MMIO:
+            size = record[2] & 0xFFFFFFFF
+            if record[2] >> 32:
+                return MmioWrite(record[0], size, record[1] & (1 << 8 * size) - 1)
+            return MmioRead(record[0], size, lambda value: record.__setitem__(1, value))
+        if kind == ExitKind.HALT:
+            return Halt()
+        if kind == ExitKind.INTERRUPTED:
+            return Interrupted()
+        if kind in _DETAILED:
+            return _DETAILED[kind](self.backend.describe())
+        return OtherExit(record[0], self.backend.describe())
