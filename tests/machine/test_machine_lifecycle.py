@@ -255,13 +255,15 @@ with accel.Machine.create("kvm", memory="16M") as machine:
         print("started", flush=True)
         run.wait()
     except KeyboardInterrupt:
-        print("interrupted", run.done, flush=True)
+        print("interrupted", flush=True)
+print("closed", run.done, flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted True\n"
+        assert process.stdout.readline() == "interrupted\n"
+        assert process.stdout.readline() == "closed True\n"
         assert process.wait(20) == 0
 
 
