@@ -53,13 +53,15 @@ class OptionError(UsageError):
         where: What the option belongs to, such as ``accelerator.kvm``.
         option: The option's name.
         value: What was given.
+        problem: What is wrong with it.
     """
 
     def __init__(self, where: str, option: str, value: object, problem: str) -> None:
-        super().__init__(f"{where}.{option} = {value!r}: {problem}")
+        super().__init__(f"{where}.{option} = {_quoted(value)}: {problem}")
         self.where = where
         self.option = option
         self.value = value
+        self.problem = problem
 
 
 class WorkloadError(UsageError):
@@ -69,27 +71,36 @@ class WorkloadError(UsageError):
         path: The file.
         field: The field as it is written in TOML, such as ``machine.cpus``; empty for the whole file.
         value: What stands there, or None.
+        problem: What is wrong with it.
     """
 
     def __init__(self, path: str, field: str, value: object, problem: str) -> None:
         shown = f"{path}: {field}" if field else path
         if value is not None:
-            shown += f" = {value!r}"
+            shown += f" = {_quoted(value)}"
         super().__init__(f"{shown}: {problem}")
         self.path = path
         self.field = field
         self.value = value
+        self.problem = problem
 
 
-def _shown(value: object) -> str:
-    """Return `value` for a message: integers in hex, the rest cut to a few dozen characters."""
-    if type(value) is int and 9 < abs(value) < 1 << 128:
-        return hex(value)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def _quoted(value: object) -> str:
+    """Return `value` as its author wrote it, cut to about a line, whatever a file or a flag may hold."""
     try:
-        return reprlib.repr(value)
+        return _SHORT.repr(value)
     except ValueError:
         # CPython refuses to write integers of more than some thousand digits in decimal.
         return "a huge number"
+
+
+def _shown(value: object) -> str:
+    """Return `value` as `_quoted` does, but integers in hex."""
+    return hex(value) if type(value) is int and 9 < abs(value) < 1 << 128 else _quoted(value)
 
 
 class ProgramError(UsageError):
@@ -250,17 +261,20 @@ class MapLostError(AccelError):
 
 
 class DeviceError(AccelError):
-    """A device handler raised while it served the guest; the cause is the handler's own exception.
+    """A device raised while it served the guest or handed on its output; the cause is its own exception.
 
     Attributes:
-        device: The region's name.
-        address: Port or guest-physical address.
+        device: The region's name, or the device's where no access is concerned.
+        address: Port or guest-physical address, or None.
         vcpu: Index of the vCPU, or None where no vCPU was waiting for it.
     """
 
-    def __init__(self, device: str, access: str, address: int, vcpu: int | None, cause: BaseException) -> None:
-        who = "the drainer" if vcpu is None else f"vCPU {vcpu}"
-        super().__init__(f"device '{device}' raised {type(cause).__name__} at {access} {address:#x} for {who}: {cause}")
+    def __init__(
+        self, device: str, access: str, address: int | None, vcpu: int | None, cause: BaseException
+    ) -> None:
+        place = access if address is None else f"{access} {address:#x}"
+        who = "" if vcpu is None else f" for vCPU {vcpu}"
+        super().__init__(f"device '{device}' raised {type(cause).__name__} at {place}{who}: {cause}")
         self.device = device
         self.address = address
         self.vcpu = vcpu

@@ -13,7 +13,7 @@ from accel.arch.x86 import HIGH_RAM_START, BootMode, ram_layout
 from accel.arch.x86_boot import plan_boot
 from accel.devices.base import Device
 from accel.devices.port_handler import PortAccess, PortHandler
-from accel.errors import AddressError, CapabilityError, ClosedError, StateError, UsageError
+from accel.errors import AddressError, CapabilityError, ClosedError, DeviceError, StateError, UsageError
 from accel.loaders.checks import check_fits
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
@@ -307,7 +307,10 @@ class Machine:
 
     def _flush(self, wait: float) -> None:
         for device in self.devices:
-            device.flush(wait)
+            try:
+                device.flush(wait)
+            except Exception as error:
+                raise DeviceError(device.name, "handing on its output", None, None, error) from error
 
     def _tell_plugins(self) -> None:
         hook = plugin_manager().hook

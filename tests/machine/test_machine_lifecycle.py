@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 import subprocess
@@ -293,3 +294,14 @@ def test_call_that_raises_raises_to_who_called_and_the_guest_goes_on(bench):
         one.machine.vm.vcpus[0].call(lambda: 1)
     one.machine.stop()
     assert run.wait().outcome is Outcome.STOPPED
+
+
+def test_sink_that_breaks_stops_the_machine_and_names_the_device(bench):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as sink:
+        one = bench("console-spin.bin", sink=sink)
+        run = one.machine.start()
+        with pytest.raises(DeviceError, match="'debug-console@0xe9' raised BrokenPipeError at handing on") as caught:
+            run.wait(timeout=20)
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
