@@ -98,6 +98,8 @@ class Accelerator(ABC):
     summary: ClassVar[str] = ""
     #: What its vCPUs execute: ``x86`` machine code, ``program`` (a `GuestProgram`).
     executes: ClassVar[frozenset[str]]
+    #: Where nobody names an accelerator, those with a higher priority are tried first.
+    priority: ClassVar[int] = 0
     #: The options it declares.
     options: ClassVar[tuple[Option, ...]] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -70,7 +70,7 @@ class Machine:
     @classmethod
     def create(
         cls,
-        accelerators: str | Iterable[str] = "kvm",
+        accelerators: str | Iterable[str],
         *,
         memory: int | str = "64M",
         cpus: int = 1,
@@ -235,13 +235,12 @@ class Machine:
             self._run.stop()
             self._run.settle()  # its error belongs to whoever waits for the run
         self._closed = True
-        try:
+        with ExitStack() as stack:  # all of it happens, whatever raises
+            stack.callback(plugin_manager().hook.accel_machine_closed, machine=self)
+            stack.callback(self.ram.release)
+            stack.callback(self._opened.close)
             for device in self.devices:
-                device.close()
-        finally:
-            self._opened.close()
-            self.ram.release()
-            plugin_manager().hook.accel_machine_closed(machine=self)
+                stack.callback(device.close)
 
     def __enter__(self) -> Self:
         return self

@@ -206,6 +206,12 @@ def parse_accelerators(names: str | Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def default_accelerators() -> tuple[str, ...]:
+    """Return the names of all accelerators, the preferred first: what is tried where nobody named any."""
+    known = plugin_manager().accelerators().values()
+    return tuple(one.name for one in sorted(known, key=lambda one: (-one.priority, one.name)))
+
+
 def find_accelerator(name: str) -> Accelerator:
     """Return the registered accelerator of this name. Raises UsageError, with the nearest name, without one."""
     known = plugin_manager().accelerators()
@@ -225,7 +231,7 @@ def probe(accelerator: Accelerator) -> Availability:
 
 
 def open_accelerator(
-    names: str | Iterable[str] = "kvm",
+    names: str | Iterable[str],
     *,
     options: Mapping[str, Mapping[str, object]] | None = None,
     executes: str | None = None,

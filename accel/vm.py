@@ -7,7 +7,7 @@ does the rest behind the surface of `accel.backend`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -180,9 +180,11 @@ class Vm:
             if self.closed:
                 return
             self.closed = True
-            for vcpu in self.vcpus:
-                vcpu.close()
-            self.backend.close()
+            with ExitStack() as stack:  # all of it happens, whatever raises
+                stack.callback(self.backend.close)
+                for vcpu in self.vcpus:
+                    stack.callback(vcpu.close)
+                stack.callback(self.transactions.close)
 
     def __enter__(self) -> Self:
         return self

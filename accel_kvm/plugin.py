@@ -16,6 +16,7 @@ class KvmAccelerator(Accelerator):
     name = "kvm"
     summary = "Linux KVM: x86 guests through /dev/kvm"
     executes = frozenset({"x86"})
+    priority = 100
     options = (
         *MEMORY_OPTIONS,
         Option(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import frozen
 
 from accel.blocker import AccelBlocker
-from accel.errors import LockError, MapLostError, StateError
+from accel.errors import ClosedError, LockError, MapLostError, StateError
 from accel.locks import Lock
 from accel.memory.flat_view import FlatView, MemoryRegionSection, diff, render
 from accel.memory.listener import MemoryListener, Update
@@ -77,6 +77,12 @@ class Transactions:
         self._depth = 0
         self._whole_map = False
         self._committing = False
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuse transactions from now on: the accelerator's side is gone. Takes the big lock."""
+        with self.big_lock:
+            self._closed = True
 
     def add_space(self, space: AddressSpace) -> None:
         """Make `space` part of every commit."""
@@ -99,6 +105,7 @@ class Transactions:
         Raises:
             AccelError: The commit was refused or failed; the map before is in force.
             StateError: Called by a listener during a commit.
+            ClosedError: The VM is closed.
         """
         with self.big_lock:
             self._check_idle()
@@ -142,6 +149,8 @@ class Transactions:
         self._perform([_SpaceChange(space, old, new, (listener,))], publish=False)
 
     def _check_idle(self) -> None:
+        if self._closed:
+            raise ClosedError("the VM is closed, so its memory does not change any more")
         if self._committing:
             raise StateError("memory cannot be edited by a listener while a transaction commits")
 

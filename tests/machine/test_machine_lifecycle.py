@@ -175,7 +175,12 @@ def test_close_stops_a_running_guest_and_may_be_called_twice(touching):
     touching.start()
     touching.close()
     touching.close()
-    for call in (touching.start, lambda: touching.load(b"\xf4"), lambda: touching.attach(accel.devices.DebugExit())):
+    for call in (
+        touching.start,
+        lambda: touching.load(b"\xf4"),
+        lambda: touching.attach(accel.devices.DebugExit()),
+        lambda: touching.memory.add(accel.MemoryRegion.ram("late", "1M"), at=0x3000_0000),
+    ):
         with pytest.raises(ClosedError):
             call()
 
@@ -305,3 +310,17 @@ def test_sink_that_breaks_stops_the_machine_and_names_the_device(bench):
         with pytest.raises(DeviceError, match="'debug-console@0xe9' raised BrokenPipeError at handing on") as caught:
             run.wait(timeout=20)
     assert isinstance(caught.value.__cause__, BrokenPipeError)
+
+
+def test_close_releases_everything_although_a_device_raises(bench):
+    machine = bench("hello.bin").machine
+
+    class Stubborn(accel.devices.DebugExit):
+        def close(self):
+            raise OSError("stuck")
+
+    machine.attach(Stubborn(port=0x600))
+    with pytest.raises(OSError, match="stuck"):
+        machine.close()
+    assert machine.vm.closed
+    assert all(vcpu.closed for vcpu in machine.vm.vcpus)
