@@ -139,6 +139,10 @@ class PluginManager:
         except ValueError as error:
             raise PluginError(name, "?", str(error)) from error
 
+    def unregister(self, plugin: object) -> None:
+        """Take out a plugin that `register` added; what it registered is gone with it."""
+        self._manager.unregister(plugin)
+
     # what plugins registered
 
     def accelerators(self) -> dict[str, Accelerator]:
