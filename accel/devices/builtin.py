@@ -17,9 +17,7 @@ _LAST_IRQ = 23  # pins of the I/O APIC
 
 
 def _port(default: int, size: int) -> Option:
-    return Option(
-        "port", "int", default, "first port it answers at", minimum=0, maximum=PORT_SPACE_SIZE - size
-    )
+    return Option("port", "int", default, "first port it answers at", minimum=0, maximum=PORT_SPACE_SIZE - size)
 
 
 def _int(options: dict[str, object], name: str) -> int:

@@ -180,9 +180,7 @@ class ConsoleOutput:
         with self._lock:
             left = self._hand_on(len(self.pending), deadline)
         if wait > 0 and left:
-            raise TimeoutError(
-                f"the console's sink did not take all bytes within {wait:g} s; {left} are left"
-            )
+            raise TimeoutError(f"the console's sink did not take all bytes within {wait:g} s; {left} are left")
 
     def captured(self) -> bytes:
         """Return what was written so far, handed on or not; complete unless `truncated`.
@@ -233,9 +231,6 @@ class ConsoleOutput:
             self._sink = None
             self._poll = None
             self._unsettled = False
-            self._capture_pending()
-            del self.pending[: self._captured]
-            self._captured = 0
             raise
         return count or int(self._unsettled)
 

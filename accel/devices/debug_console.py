@@ -39,9 +39,7 @@ class DebugConsole(Device):
         AddressError: There is no such port.
     """
 
-    def __init__(
-        self, port: int = DEFAULT_PORT, output: BinaryIO | None = None, name: str | None = None
-    ) -> None:
+    def __init__(self, port: int = DEFAULT_PORT, output: BinaryIO | None = None, name: str | None = None) -> None:
         self.port = check_port("debug-console", port, SIZE)
         self.name = name if name is not None else f"debug-console@{port:#x}"
         self.console = ConsoleOutput(output)

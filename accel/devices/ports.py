@@ -15,7 +15,6 @@ def check_port(device: str, port: int, size: int) -> int:
     """
     if not 0 <= port <= PORT_SPACE_SIZE - size:
         raise AddressError(
-            f"device '{device}': port {port:#x} does not fit; "
-            f"its first port must be in 0..{PORT_SPACE_SIZE - size:#x}"
+            f"device '{device}': port {port:#x} does not fit; its first port must be in 0..{PORT_SPACE_SIZE - size:#x}"
         )
     return port

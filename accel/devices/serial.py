@@ -60,7 +60,8 @@ class Serial(Device):
         self._put = self.console.put
         self._pending = self.console.pending
         self._bound = self.console.bound
-        self._plain_thr = RBR_THR  # `Uart.plain_thr`, changed by handlers only
+        # `Uart.plain_thr` as of the last register write; after a reset, the next write brings it up to date.
+        self._plain_thr = RBR_THR
         self._input_limit = input_limit
         self._line: Callable[[bool], None] | None = None
         # Guards all below.
@@ -95,7 +96,6 @@ class Serial(Device):
         """Set the registers as at power-on; queued input and pending output stay."""
         with self._lock:
             self._uart.reset()
-            self._plain_thr = self._uart.plain_thr
         self._settle_line()
 
     def flush(self, wait: float = 0.0) -> None:
