@@ -1,9 +1,9 @@
 """The mock's memory slots: an immutable table that each slot call replaces, and the wait for vCPUs to see it.
 
 A vCPU works with one table at a time and looks for a new one between two operations, so between a delete and
-an add it meets the gap, as on KVM. A slot call returns when every vCPU that is inside `run` works with the new
-table: as on KVM, where the call waits for readers of the old slots and flushes the TLBs, nothing uses a deleted
-mapping once its delete has returned.
+an add it meets the gap, as on KVM. A slot call returns when every vCPU that is inside `run` has worked with the
+new table for a few operations: as on KVM, where the call waits for readers of the old slots and flushes the
+TLBs, nothing uses a deleted mapping once its delete has returned.
 
 Rules are those of KVM_SET_USER_MEMORY_REGION (KVM api.rst): numbers below a limit, whole pages, no overlap
 (EEXIST); a slot is deleted before its number is used again (EINVAL).
@@ -31,8 +31,8 @@ from accel.memory.slot_plan import Slot
 if TYPE_CHECKING:
     from accel_mock.vcpu import MockVcpu
 
-#: How long a vCPU that has taken up a new table stays off the GIL, so that the waiting slot call goes on
-#: after about 0.1 ms and not after a whole switch interval.
+#: How long a thread stays off the GIL to let the others go on, which otherwise takes a whole switch interval:
+#: a vCPU that works with a new table, and a slot call that did not wait for any.
 _HANDOVER_SECONDS = 20e-6
 
 #: A byte of guest memory: the slot's bytes, and the index in them.
@@ -111,8 +111,9 @@ class MemSlots:
         self._latency = latency
         self._call = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
-        # The vCPUs inside `run`, and whether a slot call waits for some. Guarded by _changed.
-        self._inside: set[MockVcpu] = set()
+        # The vCPUs inside `run`, each with the table that it is known to use, and whether a slot call waits
+        # for some. Guarded by _changed.
+        self._inside: dict[MockVcpu, SlotTable] = {}
         self._awaited = False
 
     # slot calls
@@ -161,34 +162,36 @@ class MemSlots:
     def _replace(self, table: SlotTable) -> None:
         with self._changed:
             self.table = table
-            self._awaited = True
+            self._awaited = bool(self._inside)
+            waited = self._awaited
             for vcpu in self._inside:
                 vcpu.attention = True
-            self._changed.wait_for(lambda: all(vcpu.table is table for vcpu in self._inside))
+            self._changed.wait_for(lambda: all(used is table for used in self._inside.values()))
             self._awaited = False
-        if self._latency:
-            time.sleep(self._latency)
+        if self._latency or not waited:
+            # A system call gives up the GIL too: without it, a thread that makes one slot call after the
+            # other would keep the vCPUs that are outside from coming in.
+            time.sleep(self._latency or _HANDOVER_SECONDS)
 
     # vCPUs
 
     def enter(self, vcpu: MockVcpu) -> None:
         """Let `vcpu` work with the table in force; on its thread, at the beginning of `run`."""
         with self._changed:
-            self._inside.add(vcpu)
-            vcpu.table = self.table
+            vcpu.table = self._inside[vcpu] = self.table
 
     def leave(self, vcpu: MockVcpu) -> None:
         """Note that `vcpu` uses no table; on its thread, at the end of `run`."""
         with self._changed:
-            self._inside.discard(vcpu)
+            del self._inside[vcpu]
             vcpu.table = NO_SLOTS
             if self._awaited:
                 self._changed.notify()
 
-    def catch_up(self, vcpu: MockVcpu) -> None:
-        """Let `vcpu` take up a new table; on its thread, between two operations."""
+    def acknowledge(self, vcpu: MockVcpu) -> None:
+        """Note that `vcpu` works with the table that it has; on its thread, between two operations."""
         with self._changed:
-            vcpu.table = self.table
+            self._inside[vcpu] = vcpu.table
             awaited = self._awaited
             if awaited:
                 self._changed.notify()

@@ -22,12 +22,15 @@ Step = Callable[[], int]
 
 EXIT = -1
 
+#: Steps that a vCPU makes with a new table, at least, before the slot call which brought it returns.
+_STEPS_PER_TABLE = 8
+
 
 class MockVcpu(VcpuBackend):
     """One vCPU of the mock. Owned by the thread that runs it, but for `attention` and `_kicked`.
 
     Attributes:
-        table: The slots that it works with; replaced by `MemSlots` on this vCPU's thread.
+        table: The slots that it works with.
         attention: Set by any thread to have the vCPU look for kicks and new slots before its next operation.
         ring: Where coalesced port writes go.
         bus: Makes stores and read-modify-writes atomic against those of other vCPUs.
@@ -81,7 +84,16 @@ class MockVcpu(VcpuBackend):
                     self._kicked = False
                     self._place = place
                     return ExitKind.INTERRUPTED
-                self._memslots.catch_up(self)
+                self.table = self._memslots.table
+                # A slot call waits for this vCPU, so without these a gap would last for a single step.
+                for _ in range(_STEPS_PER_TABLE):
+                    following = steps[place]()
+                    if following < 0:
+                        self._place = place
+                        return EXIT - following
+                    place = following
+                self._memslots.acknowledge(self)
+                continue
             following = steps[place]()
             if following < 0:
                 self._place = place

@@ -10,25 +10,14 @@ from typing import Literal
 
 from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import AddressError
-from accel.program import (
-    ERRORS,
-    RETURN_BYTE,
-    Add,
-    Fetch,
-    GuestProgram,
-    Halt,
-    Load,
-    Loop,
-    Op,
-    Out,
-    Store,
-    text,
-)
+from accel.program import ERRORS, MAX_OPS, RETURN_BYTE, Add, Fetch, GuestProgram, Halt, Load, Loop, Op, Out, Store, text
 
 #: Port of the debug console.
 CONSOLE_PORT = 0xE9
 #: Port of the debug exit device.
 EXIT_PORT = 0xF4
+#: Most places that `touch` can fit into a program: two operations each, and a few more.
+MAX_PLACES = (MAX_OPS - 3) // 2
 
 
 def hello(
@@ -57,14 +46,14 @@ def touch(
     address is an error too. The last place is the last whole one inside `window`.
 
     Raises:
-        AddressError: `window` holds no place.
-        ProgramError: `window` is too long for its `stride`; use a larger one.
+        AddressError: `window` holds no place, or more than `MAX_PLACES`.
     """
-    if window.size < 4:
-        raise AddressError(f"{window} holds no 4 bytes to touch")
-    places = [
-        (a, pattern + n & 0xFFFF_FFFF) for n, a in enumerate(range(window.start, window.end - 3, stride))
-    ]
+    addresses = range(window.start, window.end - 3, stride)
+    if not 0 < len(addresses) <= MAX_PLACES:
+        raise AddressError(
+            f"{window} by {stride:#x} is {len(addresses)} places to touch, not 1 to {MAX_PLACES}; use another stride"
+        )
+    places = [(address, pattern + n & 0xFFFF_FFFF) for n, address in enumerate(addresses)]
     body = [Store(address, value) for address, value in places]
     checks = [Load(address, expect=value) for address, value in places]
     return GuestProgram((Loop((*body, *checks), rounds), Out(exit_port, ERRORS), Halt()))
@@ -89,6 +78,4 @@ def smp_count(counter: int, count: int, *, size: Literal[1, 2, 4, 8] = 8) -> Gue
 
 def call(address: int, rounds: int | None = None, *, exit_port: int = EXIT_PORT) -> GuestProgram:
     """Put a return instruction at `address` and execute it over and over; then write 0 to `exit_port`."""
-    return GuestProgram(
-        (Store(address, RETURN_BYTE, 1), Loop((Fetch(address),), rounds), Out(exit_port, 0), Halt())
-    )
+    return GuestProgram((Store(address, RETURN_BYTE, 1), Loop((Fetch(address),), rounds), Out(exit_port, 0), Halt()))

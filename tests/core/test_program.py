@@ -54,16 +54,10 @@ OPS = st.recursive(
 )
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(max_size=5)
-    | st.sampled_from(["loop", "load", "out"]),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["loop", "load", "out"]),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["op", "address", "port", "size", "value", "body", "text", "count"]), inner
-        )
+        | st.dictionaries(st.sampled_from(["op", "address", "port", "size", "value", "body", "text", "count"]), inner)
     ),
     max_leaves=20,
 )
@@ -113,9 +107,7 @@ def test_program_garbage_data_raises_only_program_error(data: object) -> None:
         ),
     ],
 )
-def test_program_bad_data_names_operation_and_field(
-    data: object, where: str, field: str, problem: str
-) -> None:
+def test_program_bad_data_names_operation_and_field(data: object, where: str, field: str, problem: str) -> None:
     with pytest.raises(ProgramError) as caught:
         GuestProgram.from_data(data)
     assert (caught.value.where, caught.value.field) == (where, field)
@@ -129,9 +121,7 @@ def test_program_bad_data_names_the_list_as_the_caller_calls_it() -> None:
         GuestProgram.from_data([{"op": "load", "address": "x"}], "image.program")
 
 
-@pytest.mark.parametrize(
-    "value", ["x" * 10_000_000, 1 << 100_000, [1 << 100_000]], ids=["text", "int", "list"]
-)
+@pytest.mark.parametrize("value", ["x" * 10_000_000, 1 << 100_000, [1 << 100_000]], ids=["text", "int", "list"])
 def test_program_huge_values_give_short_errors(value: object) -> None:
     with pytest.raises(ProgramError) as caught:
         GuestProgram.from_data([{"op": "load", "address": value}])

@@ -14,9 +14,7 @@ def test_program_image_is_the_code_entered_at_its_first_byte_in_long_mode() -> N
     code = assemble(hello())
     image = program_image(hello())
     assert (image.entry, image.mode, image.executes) == (0x100000, BootMode.LONG64, "x86")
-    assert [(one.range, bytes(one.data)) for one in image.segments] == [
-        (AddressRange.sized(0x100000, len(code)), code)
-    ]
+    assert [(one.range, bytes(one.data)) for one in image.segments] == [(AddressRange.sized(0x100000, len(code)), code)]
 
 
 def test_program_image_goes_where_it_is_asked_to() -> None:

@@ -1,0 +1,177 @@
+"""The mock's slots: their rules, the table's lookup, and that a slot call waits for running vCPUs."""
+
+import errno
+import threading
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accel.address import AddressRange
+from accel.errors import MemorySlotError
+from accel.exits import ExitKind
+from accel.memory.ram_block import RamBlock
+from accel.memory.slot_plan import Slot
+from accel.program import GuestProgram, Load, Loop, Out
+from accel_mock.coalesced import MockCoalescedRing
+from accel_mock.slots import MemSlots
+from accel_mock.vcpu import MockVcpu
+
+PAGE = 0x1000
+BLOCK = RamBlock("block", 64 * PAGE)
+
+
+def _slot(gpa: int, pages: int = 1, *, at: int = 0, readonly: bool = False) -> Slot:
+    return Slot(gpa, pages * PAGE, BLOCK.address + at * PAGE, readonly, BLOCK)
+
+
+def _vcpu(memslots: MemSlots) -> MockVcpu:
+    return MockVcpu(memslots, MockCoalescedRing(), threading.Lock())
+
+
+@pytest.mark.parametrize(
+    ("number", "slot", "code"),
+    [
+        (0, _slot(0x8000), errno.EINVAL),  # the number is in use
+        (4, _slot(0x8000), errno.EINVAL),  # too high
+        (-1, _slot(0x8000), errno.EINVAL),
+        (1, _slot(0x8001), errno.EINVAL),
+        (1, evolve(_slot(0x8000), size=0x800), errno.EINVAL),
+        (1, evolve(_slot(0x8000), hva=BLOCK.address + 1), errno.EINVAL),
+        (1, evolve(_slot(0x8000), size=0), errno.EINVAL),
+        (1, _slot((1 << 64) - PAGE, 2), errno.EINVAL),
+        (1, _slot(0x8000, 2, at=63), errno.EINVAL),  # beyond its block
+        (1, _slot(0x8000, at=-1), errno.EINVAL),
+        (1, _slot(0x1000, 2), errno.EEXIST),
+        (1, _slot(0x3000, 2), errno.EEXIST),
+        (1, _slot(0x1000, 8), errno.EEXIST),
+        (1, _slot(0x2000), errno.EEXIST),
+    ],
+)
+def test_mock_slots_create_that_breaks_a_rule_is_refused(number: int, slot: Slot, code: int) -> None:
+    memslots = MemSlots(4)
+    memslots.create(0, _slot(0x2000, 2))
+    before = memslots.table
+    with pytest.raises(MemorySlotError) as caught:
+        memslots.create(number, slot)
+    assert (caught.value.errno, caught.value.slot, caught.value.gpa) == (code, number, slot.gpa)
+    assert memslots.table is before
+
+
+def test_mock_slots_neighbours_and_the_last_page_of_all_are_no_overlap() -> None:
+    memslots = MemSlots(4)
+    for number, gpa in enumerate((0x2000, 0x1000, 0x3000, (1 << 64) - PAGE)):
+        memslots.create(number, _slot(gpa))
+    assert [one.number for one in memslots.table.slots] == [1, 0, 2, 3]
+
+
+def test_mock_slots_delete_frees_range_and_number_and_wants_a_slot() -> None:
+    memslots = MemSlots(1)
+    memslots.create(0, _slot(0x2000))
+    memslots.delete(0, _slot(0x2000))
+    with pytest.raises(MemorySlotError) as caught:
+        memslots.delete(0, _slot(0x2000))
+    assert (caught.value.errno, caught.value.size) == (errno.EINVAL, 0)
+    memslots.create(0, _slot(0x2000, 2))
+
+
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(1, 4), st.booleans(), st.booleans()), max_size=25))
+def test_mock_slots_table_agrees_with_a_page_by_page_model(
+    calls: list[tuple[int, int, bool, bool]],
+) -> None:
+    """Random calls against a dict of pages; the slot's number is its first page."""
+    memslots = MemSlots(16)
+    pages: dict[int, tuple[int, bool]] = {}  # page → (slot number, readonly)
+    for page, count, readonly, create in calls:
+        span = range(page, page + count)
+        if create:
+            slot = _slot(page * PAGE, count, at=page, readonly=readonly)
+            free = not any(one in pages for one in span) and all(number != page for number, _ in pages.values())
+            try:
+                memslots.create(page, slot)
+            except MemorySlotError:
+                assert not free
+            else:
+                assert free
+                pages.update((one, (page, readonly)) for one in span)
+        else:
+            there = any(number == page for number, _ in pages.values())
+            try:
+                memslots.delete(page, _slot(page * PAGE))
+            except MemorySlotError:
+                assert not there
+            else:
+                assert there
+                pages = {one: what for one, what in pages.items() if what[0] != page}
+        table = memslots.table
+        for one in range(20):
+            address = one * PAGE + 0x123
+            for _ in range(2):  # the second time from the memo
+                found, writable = table.place_to_read(address), table.place_to_write(address)
+                assert (found is not None) == (one in pages)
+                assert (writable is not None) == (one in pages and not pages[one][1])
+            numbers = {table_slot.number for table_slot in table.overlapping(AddressRange.sized(address, 1))}
+            assert numbers == ({pages[one][0]} if one in pages else set())
+
+
+def test_mock_slots_place_is_the_byte_of_the_block() -> None:
+    memslots = MemSlots(1)
+    memslots.create(0, _slot(0x8000, 2, at=3))
+    BLOCK.view[4 * PAGE + 5] = 0x77
+    memory, offset = memslots.table.place_to_read(0x9005) or (b"", 0)
+    assert memory[offset] == 0x77
+
+
+def test_mock_slots_hold_their_memory_until_they_are_cleared() -> None:
+    memslots = MemSlots(1)
+    block = RamBlock("short", PAGE)
+    memslots.create(0, Slot(0, PAGE, block.address, False, block))
+    vcpu = _vcpu(memslots)
+    vcpu.load_program(GuestProgram((Load(0),)))
+    assert vcpu.run() == ExitKind.HALT
+    mapping = block._map
+    block.close()
+    assert not mapping.closed
+    memslots.clear()
+    block.close()
+    assert mapping.closed
+
+
+def test_mock_slots_call_returns_when_running_vcpus_have_the_new_table() -> None:
+    """Each deletion shows as at least one exit, and nothing reads a slot once its delete has returned."""
+    memslots = MemSlots(1)
+    memslots.create(0, _slot(0))
+    vcpu = _vcpu(memslots)
+    vcpu.load_program(GuestProgram((Out(0x80, 1), Loop((Load(0),) * 8, None))))
+    exits, running, stop = [], threading.Event(), threading.Event()
+    used_deleted = []
+
+    def main() -> None:
+        while not stop.is_set():
+            exits.append(vcpu.run())
+            running.set()
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    assert running.wait(20)
+    try:
+        for _ in range(20):
+            memslots.delete(0, _slot(0))
+            used_deleted.append(vcpu.table.slots)
+            memslots.create(0, _slot(0))
+    finally:
+        stop.set()
+        vcpu.kick(0)
+        thread.join()
+    assert used_deleted == [()] * 20
+    assert exits.count(ExitKind.MMIO) >= 1
+
+
+def test_mock_slots_call_does_not_wait_for_a_vcpu_that_is_outside() -> None:
+    memslots = MemSlots(1)
+    vcpu = _vcpu(memslots)
+    vcpu.load_program(GuestProgram((Load(0),)))
+    assert vcpu.run() == ExitKind.MMIO
+    memslots.create(0, _slot(0))
+    assert vcpu.run() == ExitKind.HALT
