@@ -1,7 +1,8 @@
 """From a port access to its handler: built once for each shape of access, then one dict look-up per exit.
 
-Layer: below `vcpu_thread`. A handler is a closure without arguments that moves the data between the vCPU's
-port data and the device, under the device's own lock or the big lock. `PortDispatch` belongs to one vCPU thread.
+Layer: below `vcpu_thread`, beside `mmio_dispatch`, which does the same for memory. A handler is a closure without
+arguments that moves the data between the vCPU and the device, under the device's own lock or the big lock.
+`PortDispatch` belongs to one vCPU thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from accel.memory.address_space import AddressSpace
 from accel.memory.flat_view import FlatView, MemoryRegionSection
 
 Handler = Callable[[], None]
+
+#: Handlers kept at most: a guest can think of more shapes of access than there is memory for.
+MAX_HANDLERS = 4096
 
 
 class PortDispatch:
@@ -41,11 +45,16 @@ class PortDispatch:
 
     def build(self, word: int) -> Handler:
         """Make, note and return the handler for `word` in the current view."""
+        if len(self.handlers) >= MAX_HANDLERS:
+            self.handlers.clear()
         self.view = self._io.view
         is_out, size, port, count = unpack_io(word)
         section = self.view.find(port)
         if count == 1 and section is not None and section.region.ops is not None and port + size <= section.range.end:
-            handler = self._direct(section, is_out, size, port)
+            # A view of the item as one number: `item[0]` converts in C.
+            raw: Any = self._data[:size]
+            item = raw.cast({1: "B", 2: "H", 4: "I"}[size])
+            handler = device_handler(section, port, size, is_write=is_out, item=item, big_lock=self._big_lock)
         else:
             handler = self._general(is_out, size, port, count)
         self.handlers[word] = handler
@@ -55,19 +64,6 @@ class PortDispatch:
         """Forget all handlers, since the view changed."""
         self.handlers.clear()
         self.view = self._io.view
-
-    def _direct(self, section: MemoryRegionSection, is_out: bool, size: int, port: int) -> Handler:
-        """Return the handler for one item to or from one region; the usual case, so it does no look-up."""
-        ops = section.region.ops
-        assert ops is not None
-        lock = section.region.lock or self._big_lock
-        offset = section.offset + port - section.range.start
-        # A view of the item as one number: `item[0]` converts in C.
-        raw: Any = self._data[:size]
-        item = raw.cast({1: "B", 2: "H", 4: "I"}[size])
-        if is_out:
-            return _out(ops.write, item, offset, size, lock)
-        return _in(ops.read, item, offset, size, lock)
 
     def _general(self, is_out: bool, size: int, port: int, count: int) -> Handler:
         """Return the handler for string instructions, unassigned ports and accesses across regions."""
@@ -83,7 +79,29 @@ class PortDispatch:
         return handler
 
 
-def _out(write: Callable[[int, int, int], None] | None, item: Any, offset: int, size: int, lock: Lock) -> Handler:
+def device_handler(
+    section: MemoryRegionSection, address: int, size: int, *, is_write: bool, item: Any, big_lock: Lock
+) -> Handler:
+    """Return the handler for one item to or from one device region; the usual case, so it does no look-up.
+
+    Args:
+        section: Shows the device's region at all of the access.
+        address: Of the access, in the section's space.
+        size: Its bytes.
+        is_write: Whether the guest writes.
+        item: Its first element is the item: what is written, in `size` bytes, or where what is read goes.
+        big_lock: Held where the region has no lock of its own.
+    """
+    ops = section.region.ops
+    assert ops is not None
+    lock = section.region.lock or big_lock
+    offset = section.offset + address - section.range.start
+    if is_write:
+        return _writer(ops.write, item, offset, size, lock)
+    return _reader(ops.read, item, offset, size, lock)
+
+
+def _writer(write: Callable[[int, int, int], None] | None, item: Any, offset: int, size: int, lock: Lock) -> Handler:
     if write is None:
         return lambda: None
     acquire, release = lock.acquire, lock.release
@@ -98,7 +116,7 @@ def _out(write: Callable[[int, int, int], None] | None, item: Any, offset: int, 
     return handler
 
 
-def _in(read: Callable[[int, int], int] | None, item: Any, offset: int, size: int, lock: Lock) -> Handler:
+def _reader(read: Callable[[int, int], int] | None, item: Any, offset: int, size: int, lock: Lock) -> Handler:
     ones = (1 << 8 * size) - 1
     acquire, release = lock.acquire, lock.release
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from accel.errors import AccelError, DeviceError, GuestCrashError
 from accel.exits import ExitKind, unpack_io
 from accel.memory.address_space import AddressSpace
+from accel.mmio_dispatch import MmioDispatch
 from accel.port_dispatch import PortDispatch
 from accel.result import VcpuResult, exit_names
 from accel.run_control import RunControl
@@ -49,6 +50,7 @@ class VcpuThread:
         self._control = control
         self._kick_all = kick_all
         self._ports = PortDispatch(vcpu.vm.io, vcpu.backend.io_data, vcpu.vm.big_lock)
+        self._devices = MmioDispatch(vcpu.vm.memory, vcpu.backend.record, vcpu.vm.big_lock)
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
 
     def start(self) -> None:
@@ -85,6 +87,7 @@ class VcpuThread:
             vcpu.gate.leave()
             vcpu.unbind()
             self._ports.clear()
+            self._devices.clear()
             self._control.leave(vcpu.index)
             self._kick_all()
 
@@ -120,21 +123,39 @@ class VcpuThread:
                 return
 
     def _mmio(self, exited: int) -> None:
-        """Serve a memory access that came out, from the view."""
+        """Serve a memory access that came out, by its device or from the view."""
         record, vm = self.vcpu.backend.record, self.vcpu.vm
         address, shape = record[0], record[2]
+        handler = self._devices.find(address, shape)
+        # The view was looked at before `started`: if no change began between the entry and now, it was in force all
+        # the time, and a device that it shows is no spurious fault. Otherwise the history has to tell.
+        if handler is None or not self.vcpu.gate.entered == exited == vm.history.started:
+            self._judge(exited, address, shape)
+        try:
+            if handler is not None:
+                handler()
+            else:
+                self._general(address, shape)
+        except Exception as error:
+            access = "write at" if shape >> 32 else "read at"
+            raise self._device_error(vm.memory, access, address, error) from error
+
+    def _general(self, address: int, shape: int) -> None:
+        """Serve an access that is not for one device alone, from the view."""
+        record, memory = self.vcpu.backend.record, self.vcpu.vm.memory
+        size = shape & 0xFFFF_FFFF
+        if shape >> 32:
+            memory.store(address, record[1] & (1 << 8 * size) - 1, size)
+        else:
+            record[1] = memory.load(address, size)
+
+    def _judge(self, exited: int, address: int, shape: int) -> None:
+        """Count the access if it is a spurious fault."""
+        vm = self.vcpu.vm
         size, is_write = shape & 0xFFFF_FFFF, bool(shape >> 32)
         with vm.big_lock:
             if vm.history.is_spurious(self.vcpu.gate.entered, exited, address, size, is_write=is_write):
                 self.spurious[address] = self.spurious.get(address, 0) + 1
-        try:
-            if is_write:
-                vm.memory.store(address, record[1] & (1 << 8 * size) - 1, size)
-            else:
-                record[1] = vm.memory.load(address, size)
-        except Exception as error:
-            access = "write at" if is_write else "read at"
-            raise self._device_error(vm.memory, access, address, error) from error
 
     def _rare(self, kind: int, exited: int) -> bool:
         """Deal with an exit that is neither a port nor memory; return whether to go on."""

@@ -17,7 +17,7 @@ from accel.arch.x86 import X86State
 from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel_kvm import abi
-from accel_kvm.ioctl import ioctl, raise_errno, raw_ioctl
+from accel_kvm.ioctl import ioctl, raise_errno
 from accel_kvm.kick import kick_thread, unblock
 from accel_kvm.registers import fill_special_registers, general_registers, state_from
 
@@ -27,6 +27,9 @@ _IO_DATA_OFFSET = _PAGE
 _REASON_WORD = abi.KvmRun.exit_reason.offset // 4
 _IMMEDIATE_EXIT = abi.KvmRun.immediate_exit.offset
 _UNION = abi.KvmRun.exit_union.offset
+# KVM_RUN's own function object, without argtypes: converting three arguments to declared types takes longer than an
+# ioctl that does nothing. All three are numbers that fit an int, which ctypes passes as they are and sign-extended.
+_enter = ctypes.CDLL(None, use_errno=True).ioctl
 _INTERRUPTED = int(ExitKind.INTERRUPTED)
 _OTHER = int(ExitKind.OTHER)
 
@@ -154,7 +157,7 @@ class KvmVcpu(VcpuBackend):
     def _make_run(self) -> Callable[[], int]:
         """Return `run` as a closure: this is the path of every guest exit."""
         fd, words, kinds = self.fd, self._words, _kinds()
-        call, request, reason_word, rare = raw_ioctl, abi.KVM_RUN, _REASON_WORD, int(ExitKind.SHUTDOWN)
+        call, request, reason_word, rare = _enter, abi.KVM_RUN, _REASON_WORD, int(ExitKind.SHUTDOWN)
 
         def run() -> int:
             if call(fd, request, 0) == 0:
