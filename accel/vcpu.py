@@ -88,6 +88,8 @@ class Vcpu:
         self.index = index
         self.backend = backend
         self.closed = False
+        # What completing the last access for `read_state` came out with; `run` returns it. Owned by the vCPU's thread.
+        self._held: int | None = None
         self.gate = vm.blocker.add_gate(f"vCPU {index}", backend.kick)
         # Wakes the thread that runs it in a loop, or None without one. Both are guarded by `_calls_lock`, a leaf.
         self._wake: Callable[[], None] | None = None
@@ -104,11 +106,16 @@ class Vcpu:
             MapLostError: A memory change could not be undone, so the guest must not go on.
             ClosedError: The vCPU is closed.
         """
-        return self._exit(self._inside("run", self.backend.run))
+        return self._exit(self._inside("run", self._enter))
 
     def kick(self) -> None:
         """Make the `run` in progress, or else the next one, return `Interrupted`; any thread."""
-        self.backend.kick(self.gate.thread_id)
+        # A thread that begins to run it after the id was read but before the kick is made would miss the signal;
+        # one that begins after the kick is made finds it.
+        thread_id = -1
+        while thread_id != self.gate.thread_id:
+            thread_id = self.gate.thread_id
+            self.backend.kick(thread_id)
 
     def call(self, function: Callable[[], T]) -> T:
         """Return `function()`, made on the thread that runs this vCPU, outside of the guest; any thread.
@@ -166,15 +173,19 @@ class Vcpu:
         """
 
         def read() -> X86State:
-            if self.backend.finish() != ExitKind.INTERRUPTED:
+            if self._held is None:
+                kind = self.backend.finish()
+                self._held = None if kind == ExitKind.INTERRUPTED else kind
+            if self._held is not None:
                 raise StateError("the last access needs one more exit before state can be read; call run first")
             return self.backend.read_state()
 
         return self._inside("read_state", read)
 
     def write_state(self, state: X86State) -> None:
-        """Set registers and mode; on the vCPU's thread."""
+        """Set registers and mode; on the vCPU's thread. What is left of the last exit's access is dropped."""
         self._inside("write_state", lambda: self.backend.write_state(state))
+        self._held = None
 
     def load_program(self, program: GuestProgram) -> None:
         """Start a guest program, on an accelerator that executes those; on the vCPU's thread."""
@@ -187,14 +198,21 @@ class Vcpu:
             self.vm.blocker.remove_gate(self.gate)
             self.backend.close()
 
+    def _enter(self) -> int:
+        held, self._held = self._held, None
+        return self.backend.run() if held is None else held
+
     def _inside(self, operation: str, call: Callable[[], T]) -> T:
         if self.closed:
             raise ClosedError(f"vCPU {self.index} is closed")
         gate = self.gate
         gate.operation = operation
-        gate.thread_id = _thread.native_id
-        gate.enter()
+        if gate.thread_id != _thread.native_id:
+            gate.thread_id = _thread.native_id
+            self.backend.prepare_thread()
         try:
+            # Inside, since an interrupt may come between the mark and the look.
+            gate.enter()
             return call()
         finally:
             gate.leave()

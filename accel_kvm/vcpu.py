@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from accel.arch.x86 import X86State
 from accel.backend import VcpuBackend
+from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_kvm import abi
 from accel_kvm.ioctl import ioctl, raise_errno
@@ -32,6 +33,7 @@ _UNION = abi.KvmRun.exit_union.offset
 _enter = ctypes.CDLL(None, use_errno=True).ioctl
 _INTERRUPTED = int(ExitKind.INTERRUPTED)
 _OTHER = int(ExitKind.OTHER)
+_NO_MEMORY = -1  # in place of an exit kind, for `describe`
 
 
 def _kinds() -> list[int]:
@@ -72,6 +74,8 @@ class KvmVcpu(VcpuBackend):
         self.io_data = self._bytes[_IO_DATA_OFFSET : _IO_DATA_OFFSET + _PAGE]
         self._kvm_run = abi.KvmRun.from_buffer(self._page)
         self._last = _OTHER
+        # Whether immediate_exit is set for a kick and not by `finish`. Set by whoever kicks, before that flag.
+        self._kicked = False
         self.run: Callable[[], int] = self._make_run()  # type: ignore[method-assign]
 
     def run(self) -> int:  # pragma: no cover - replaced in __init__ by a closure without attribute look-ups
@@ -81,6 +85,7 @@ class KvmVcpu(VcpuBackend):
     def kick(self, thread_id: int) -> None:
         """Set immediate_exit, then signal the thread: catches it before, in and after KVM_RUN."""
         if not self._closed:
+            self._kicked = True
             self._bytes[_IMMEDIATE_EXIT] = 1
             if thread_id:
                 kick_thread(thread_id, self._kick_signal)
@@ -90,9 +95,20 @@ class KvmVcpu(VcpuBackend):
         unblock(self._kick_signal)
 
     def finish(self) -> int:
-        """Let KVM complete the last exit's access; see `VcpuBackend.finish`."""
+        """Let KVM complete the last exit's access; see `VcpuBackend.finish`. A kick meanwhile is for the next run."""
         self._bytes[_IMMEDIATE_EXIT] = 1
-        return self.run()
+        try:
+            ioctl(self.fd, abi.KVM_RUN, 0, "KVM_RUN")
+        except BackendError as error:
+            if error.errno not in (errno.EINTR, errno.EAGAIN):
+                raise
+            return _INTERRUPTED
+        finally:
+            # Taken back before looking: `kick` marks itself before it sets the flag, so one of the two sets it again.
+            self._bytes[_IMMEDIATE_EXIT] = 0
+            if self._kicked:
+                self._bytes[_IMMEDIATE_EXIT] = 1
+        return self._rare(_kinds()[self._words[_REASON_WORD] & 0xFF])
 
     def read_state(self) -> X86State:
         """Read all registers (KVM_GET_REGS, KVM_GET_SREGS)."""
@@ -102,7 +118,10 @@ class KvmVcpu(VcpuBackend):
         return state_from(regs, sregs)
 
     def write_state(self, state: X86State) -> None:
-        """Set all registers (KVM_SET_SREGS, KVM_SET_REGS)."""
+        """Set all registers (KVM_SET_SREGS, KVM_SET_REGS); what is left of the last exit's access is dropped."""
+        # Else KVM would complete it over the new registers when it next enters.
+        while self.finish() != _INTERRUPTED:
+            pass
         sregs = abi.KvmSregs()
         ioctl(self.fd, abi.KVM_GET_SREGS, sregs, "KVM_GET_SREGS")
         fill_special_registers(sregs, state)
@@ -126,6 +145,8 @@ class KvmVcpu(VcpuBackend):
             ):
                 code = bytes(failure.insn_bytes[: min(15, failure.insn_size)]).hex(" ")
                 text += f" (cannot emulate: {code})"
+        elif self._last == _NO_MEMORY:
+            text = "KVM cannot enter a VM that never had memory (ENOSPC)"
         elif self._last == ExitKind.FAIL_ENTRY:
             text = f"hardware entry failure {self._kvm_run.fail_entry.hardware_entry_failure_reason:#x}"
         elif self._last == ExitKind.SHUTDOWN:
@@ -170,17 +191,25 @@ class KvmVcpu(VcpuBackend):
     def _rare(self, kind: int) -> int:
         self._last = kind
         if kind == _INTERRUPTED:
-            self._bytes[_IMMEDIATE_EXIT] = 0
+            self._take_back_kick()
         elif kind == _OTHER:
             self.record[0] = self._words[_REASON_WORD]
         return kind
 
     def _failed(self, number: int) -> int:
         if number == errno.EINTR:
-            # Only now, and before the caller looks at what it was kicked for.
-            self._bytes[_IMMEDIATE_EXIT] = 0
+            self._take_back_kick()
             return _INTERRUPTED
         if number == errno.EAGAIN:
             # A vCPU that waits for INIT and SIPI; nothing happened, so enter again.
             return _INTERRUPTED
+        if number == errno.ENOSPC:
+            # A VM that never had a slot has no page for page tables either, where KVM shadows the guest's.
+            self._last = _NO_MEMORY
+            return int(ExitKind.INTERNAL_ERROR)
         return raise_errno("KVM_RUN", number)
+
+    def _take_back_kick(self) -> None:
+        # Only after EINTR, and before the caller looks at what it was kicked for.
+        self._kicked = False
+        self._bytes[_IMMEDIATE_EXIT] = 0

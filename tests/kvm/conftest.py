@@ -1,4 +1,4 @@
-"""A guest on real KVM by bare requests, and a free signal: for tests of what lies under the classes."""
+"""Guests on real KVM: by bare requests, with a free signal, for what lies under the classes; and through them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+import attrs
 import pytest
 
+import accel
+from accel.address import AddressRange
+from accel.arch.x86_boot import plan_boot
 from accel_kvm import abi, kick
 from accel_kvm.ioctl import ioctl
 
@@ -89,3 +93,62 @@ def kick_signal(request: pytest.FixtureRequest) -> Iterator[int]:
     yield number
     signal.signal(number, signal.SIG_IGN)
     assert kick._sigaction(number, before, None) == 0
+
+
+ENTRY = 0x8000
+
+
+@attrs.define(eq=False)
+class Guest:
+    """A VM of the plugin with 1 MiB of RAM at 0, and its vCPU 0, about to execute the code at 0x8000."""
+
+    vm: accel.Vm
+    vcpu: accel.Vcpu
+    ram: accel.MemoryRegion
+    start: accel.X86State
+
+    def restart(self, code: str | None = None) -> None:
+        """Go back to the entry point, with other code there if some is given."""
+        if code is not None:
+            self.ram.write(ENTRY, bytes.fromhex(code))
+        self.vcpu.write_state(self.start)
+
+
+@pytest.fixture
+def open_vm() -> Iterator[Callable[..., accel.Vm]]:
+    """Make empty VMs with the options given; they are closed when the test ends."""
+    opened: list[accel.OpenAccelerator] = []
+
+    def make(*, irqchip: bool = False, **options: object) -> accel.Vm:
+        opened.append(accel.open_accelerator("kvm", options={"kvm": options}))
+        return opened[-1].create_vm(irqchip=irqchip)
+
+    yield make
+    for accelerator in opened:
+        accelerator.close()
+
+
+@pytest.fixture
+def boot(open_vm: Callable[..., accel.Vm]) -> Callable[..., Guest]:
+    """Make guests that execute `code`, in hex: `boot("f4", mode="long64", plan="replace")`."""
+
+    def make(code: str, *, mode: str = "protected32", **options: object) -> Guest:
+        vm = open_vm(**options)
+        ram = accel.MemoryRegion.ram("ram", "1M")
+        vm.memory.add(ram, at=0)
+        plan = plan_boot(
+            entry=ENTRY,
+            mode=accel.BootMode(mode),
+            cpus=1,
+            occupied=[AddressRange.sized(ENTRY, 0x1000)],
+            ram=[AddressRange(0, ram.size)],
+        )
+        for address, data in plan.segments:
+            ram.write(address, data)
+        start = plan.state(0)
+        assert start is not None
+        guest = Guest(vm, vm.create_vcpu(0), ram, start)
+        guest.restart(code)
+        return guest
+
+    return make
