@@ -13,9 +13,9 @@ the other: either the vCPU steps back, or the inhibitor finds it busy, kicks it 
 *No wake-up is lost.* The inhibitor resets its event before each scan. A gate that is left after the scan sets
 the event after the reset, so the wait returns; one that is left before the scan is seen as not busy.
 
-*The kick is not lost.* It goes to gates that are busy. The vCPU may not have reached its ioctl yet, may be in
-it, or may be past it; the backend's kick is sticky until the vCPU's own thread takes it back, and that thread
-looks at its gate again before it re-enters.
+*The kick is not lost.* It goes once to each gate that is found busy. The vCPU may not have reached its ioctl yet,
+may be in it, or may be past it; the backend's kick is sticky until the vCPU's own thread takes it back, and that
+thread looks at its gate again before it re-enters, so one kick is enough.
 
 *No deadlock.* The inhibitor waits only for calls into the accelerator to return, and kicks those that would
 not by themselves. It must not hold what such a call needs to finish: device locks and the coalesced ring are
@@ -29,15 +29,19 @@ that the inhibitor holds, so this wait ends; it is bounded all the same.
 
 *Mark-then-look needs store-load order.* With the GIL, CPython gives it: both threads run under one lock.
 Free-threaded builds do not order a store before a later load of another field, so there the gates
-mark and look under a lock (`_LockedVcpuGate`, picked by `add_gate`).
+mark and look under a lock (`accel.gate`).
+
+*Poison.* If a failed change cannot be undone, the VM stays inhibited for good, and whoever waits outside or comes
+later gets `MapLostError` instead of waiting.
 
 What would break it: looking before marking; resetting the event after the scan; a second thread running the
-same vCPU; entering a gate while holding a lock that the inhibitor may take.
+same vCPU; taking a lock inside a gate that the inhibitor holds, above all the big lock. Lock validation
+raises for the last.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,14 +49,18 @@ from contextlib import contextmanager
 
 from attrs import define
 
-from accel.errors import InhibitTimeoutError, MapLostError
-from accel.locks import GATES_LOCK, Lock
+from accel.errors import InhibitTimeoutError, MapLostError, StateError
+from accel.gate import VcpuGate, make_gate
+from accel.interrupts import deliver_interrupts
+from accel.locks import GATE, GATES_LOCK, Lock, check_order, note_released, note_taken, validation_enabled
 
-#: Whether plain stores and loads are ordered between threads.
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+_log = logging.getLogger("accel.blocker")
 
 #: Longest wait, in seconds, of a new inhibit for those that the last one held.
 _FAIRNESS_TIMEOUT = 0.1
+
+#: Longest time, in seconds, that the wait for quiet goes without letting an interrupt through.
+_INTERRUPT_PERIOD = 0.1
 
 
 @define
@@ -65,64 +73,6 @@ class BlockerStats:
     hold_seconds: float = 0.0
 
 
-class VcpuGate:
-    """One vCPU's gate.
-
-    Attributes:
-        busy: Written by the thread that runs the vCPU only; read by the inhibitor.
-        operation: The call it is in, for diagnostics. Owned by the vCPU's thread.
-        thread_id: Native id of the thread that runs the vCPU. Owned by that thread.
-        entered: The map generation at the last entry (see `accel.memory.served`).
-    """
-
-    __slots__ = ("_blocker", "busy", "entered", "kick", "name", "operation", "thread_id")
-
-    def __init__(self, blocker: AccelBlocker, name: str, kick: Callable[[int], None]) -> None:
-        self._blocker = blocker
-        self.name = name
-        self.kick = kick
-        self.busy = False
-        self.operation = ""
-        self.thread_id = 0
-        self.entered = 0
-
-    def enter(self) -> None:
-        """Pass in; waits outside while another thread inhibits. Called by the vCPU's thread.
-
-        Raises:
-            MapLostError: The VM is poisoned.
-        """
-        self.busy = True
-        if self._blocker.inhibited:
-            self._blocker.wait_outside(self)
-
-    def leave(self) -> None:
-        """Pass out. Called by the vCPU's thread."""
-        self.busy = False
-        if self._blocker.inhibited:
-            self._blocker.left.set()
-
-
-class _LockedVcpuGate(VcpuGate):
-    """The gate for builds without a GIL: mark and look in one critical section."""
-
-    __slots__ = ()
-
-    def enter(self) -> None:
-        with self._blocker.gates_lock:
-            self.busy = True
-            inhibited = self._blocker.inhibited
-        if inhibited:
-            self._blocker.wait_outside(self)
-
-    def leave(self) -> None:
-        with self._blocker.gates_lock:
-            self.busy = False
-            inhibited = self._blocker.inhibited
-        if inhibited:
-            self._blocker.left.set()
-
-
 class AccelBlocker:
     """Holds the calls into one VM's accelerator.
 
@@ -132,8 +82,12 @@ class AccelBlocker:
         stats: Counters, for reports.
     """
 
+    #: For lock validation: a VM call counts as being inside a gate.
+    lock_class = GATE
+
     def __init__(self, big_lock: Lock) -> None:
         self._big_lock = big_lock
+        self._checked = validation_enabled()
         self.gates_lock = Lock(GATES_LOCK)
         self.inhibited = False
         self.left = threading.Event()
@@ -155,7 +109,7 @@ class AccelBlocker:
 
     def add_gate(self, name: str, kick: Callable[[int], None]) -> VcpuGate:
         """Return a gate for a new vCPU; `kick(thread_id)` must bring that thread out of the accelerator."""
-        gate = (VcpuGate if GIL_ENABLED else _LockedVcpuGate)(self, name, kick)
+        gate = make_gate(self, name, kick)
         with self.gates_lock:
             self._gates = (*self._gates, gate)
         return gate
@@ -173,15 +127,14 @@ class AccelBlocker:
 
     def wait_outside(self, gate: VcpuGate) -> None:
         """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
-        if self._owner == threading.get_ident():
+        if self._owner == threading.get_ident() and self._poison is None:
             return
         with self._outside():
             while True:
                 gate.busy = False
                 self.left.set()
                 self._opened.wait()
-                if self._poison is not None:
-                    raise self._poison
+                self.check()
                 with self.gates_lock:
                     # Under the lock, so that it holds on every build; this path is rare.
                     gate.busy = True
@@ -190,28 +143,43 @@ class AccelBlocker:
 
     @contextmanager
     def vm_call(self, operation: str) -> Iterator[None]:
-        """Pass the VM's gate around a call that is on no vCPU; holders of the big lock pass at once."""
-        if self._big_lock.held():
-            # An inhibitor holds the big lock, so there is none, or it is this thread.
+        """Pass the VM's gate around a call that is on no vCPU; holders of the big lock pass at once; nests.
+
+        Raises:
+            MapLostError: The VM is poisoned.
+        """
+        me = threading.get_ident()
+        if self._big_lock.held() or me in self._vm_calls:
+            # An inhibitor holds the big lock, so there is none, or it is this thread; or it waits for this call.
             yield
             return
-        me = threading.get_ident()
-        with self._outside():
-            while True:
-                if self._poison is not None:
-                    raise self._poison
-                with self.gates_lock:
-                    if not self.inhibited:
-                        self._vm_calls[me] = operation
-                        break
-                self._opened.wait()
+        if self._checked:
+            check_order(GATE)
         try:
+            self._enter_vm_call(me, operation)
+            if self._checked:
+                note_taken(self)
             yield
         finally:
             with self.gates_lock:
-                del self._vm_calls[me]
+                self._vm_calls.pop(me, None)
+            note_released(self)
             # Whether or not anybody waits: VM calls are rare, and a wake-up too many only costs a scan.
             self.left.set()
+
+    def _enter_vm_call(self, me: int, operation: str) -> None:
+        if not self._try_vm_call(me, operation):
+            with self._outside():
+                while not self._try_vm_call(me, operation):
+                    self._opened.wait()
+
+    def _try_vm_call(self, me: int, operation: str) -> bool:
+        self.check()
+        with self.gates_lock:
+            if not self.inhibited:
+                self._vm_calls[me] = operation
+                return True
+        return False
 
     @contextmanager
     def _outside(self) -> Iterator[None]:
@@ -253,12 +221,12 @@ class AccelBlocker:
             return
         started = time.perf_counter()
         self._let_pass(min(timeout, _FAIRNESS_TIMEOUT))
-        self._owner = threading.get_ident()
-        self._depth = 1
-        self._opened.clear()
-        with self.gates_lock:
-            self.inhibited = True
         try:
+            self._owner = threading.get_ident()
+            self._depth = 1
+            self._opened.clear()
+            with self.gates_lock:
+                self.inhibited = True
             self._wait_until_quiet(started, timeout)
         except BaseException:
             self._open()
@@ -268,8 +236,10 @@ class AccelBlocker:
         self.stats.wait_seconds += self._held_since - started
 
     def inhibit_end(self) -> None:
-        """Let everyone go on, unless an outer inhibit is in force."""
+        """Let everyone go on, unless an outer inhibit is in force. Raises StateError if none is."""
         self._big_lock.assert_held()
+        if not self._depth:
+            raise StateError("inhibit_end without inhibit_begin")
         self._depth -= 1
         if self._depth == 0:
             self.stats.hold_seconds += time.perf_counter() - self._held_since
@@ -284,7 +254,16 @@ class AccelBlocker:
         self._opened.set()
         for gate in self._gates:
             if gate.busy:
-                gate.kick(gate.thread_id)
+                try:
+                    gate.kick(gate.thread_id)
+                except Exception:  # noqa: BLE001 - the others must come out all the same
+                    _log.exception("%s of a VM whose memory map is lost could not be kicked", gate.name)
+
+    def check(self) -> None:
+        """Raise MapLostError if the VM is poisoned."""
+        if self._poison is not None:
+            # One of its own for each who asks: an exception that is raised again and again grows.
+            raise MapLostError(self._poison.problem, self._poison.slots) from self._poison
 
     def _open(self) -> None:
         self._depth = 0
@@ -304,6 +283,7 @@ class AccelBlocker:
 
     def _wait_until_quiet(self, started: float, timeout: float) -> None:
         me = threading.get_ident()
+        kicked: set[VcpuGate] = set()
         while True:
             self.left.clear()
             busy = [gate for gate in self._gates if gate.busy]
@@ -312,9 +292,13 @@ class AccelBlocker:
             if not busy and not calls:
                 return
             for gate in busy:
-                self.stats.kicks += 1
-                gate.kick(gate.thread_id)
-            if not self.left.wait(max(0.0, started + timeout - time.perf_counter())):
-                waited = time.perf_counter() - started
-                still = [(gate.name, gate.operation, waited) for gate in busy if gate.busy]
-                raise InhibitTimeoutError(timeout, still + [("the VM", call, waited) for call in calls])
+                if gate not in kicked:
+                    kicked.add(gate)
+                    self.stats.kicks += 1
+                    gate.kick(gate.thread_id)
+            waited = time.perf_counter() - started
+            if waited >= timeout:
+                inside = [(gate.name, gate.operation, waited) for gate in busy]
+                raise InhibitTimeoutError(timeout, inside + [("the VM", call, waited) for call in calls])
+            self.left.wait(min(timeout - waited, _INTERRUPT_PERIOD))
+            deliver_interrupts()

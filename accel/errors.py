@@ -250,11 +250,15 @@ class InhibitTimeoutError(AccelError, TimeoutError):
 class MapLostError(AccelError):
     """A failed update could not be undone: which memory the guest sees is no longer known.
 
-    The VM's vCPUs never run again. Attributes:
+    The VM's vCPUs never run again.
+
+    Attributes:
+        problem: What could not be undone.
         slots: A line for each slot that is believed to be present.
     """
 
     def __init__(self, problem: str, slots: Iterable[str] = ()) -> None:
+        self.problem = problem
         self.slots = tuple(slots)
         present = "; ".join(self.slots) or "none"
         super().__init__(f"{problem}; slots present: {present}")
