@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from accel.address import AddressRange
 from accel.errors import AddressError, StateError
+from accel.interrupts import interrupts_held_back
 from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
 from accel.memory.listener import MemoryListener
 from accel.memory.region import MemoryRegion
@@ -80,7 +81,7 @@ class AddressSpace:
         Raises:
             StateError: It is registered already, or a transaction is open.
         """
-        with self._transactions.exclusive():
+        with self._transactions.exclusive(), interrupts_held_back():
             if listener in self.listeners:
                 raise StateError(f"listener '{listener.name}' is registered with '{self.name}' already")
             self._transactions.replay(self, listener, EMPTY_VIEW, self.view)
@@ -88,7 +89,7 @@ class AddressSpace:
 
     def remove_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` that everything goes, and forget it. Raises StateError if it is not registered."""
-        with self._transactions.exclusive():
+        with self._transactions.exclusive(), interrupts_held_back():
             if listener not in self.listeners:
                 raise StateError(f"listener '{listener.name}' is not registered with '{self.name}'")
             self._transactions.replay(self, listener, self.view, EMPTY_VIEW)
@@ -105,9 +106,8 @@ class AddressSpace:
         view = self.view
         parts = []
         for section, window in self._sections(view, address, size):
-            offset = section.offset + window.start - section.range.start
             if section.is_ram:
-                parts.append(section.region.read(offset, window.size))
+                parts.append(bytes(section.span(window.start, window.size)))
             else:
                 parts.append(bytes(self._mmio_load(section, at, 1) for at in range(window.start, window.end)))
         return b"".join(parts)
@@ -118,10 +118,10 @@ class AddressSpace:
         Raises:
             AddressError: Nothing serves one of the addresses; nothing has been written.
         """
-        for section, window in list(self._sections(self.view, address, len(data))):
+        for section, window in self._sections(self.view, address, len(data)):
             part = data[window.start - address : window.end - address]
             if section.is_ram:
-                section.region.write(section.offset + window.start - section.range.start, part)
+                section.span(window.start, window.size)[:] = part
             else:
                 for at, byte in zip(range(window.start, window.end), part, strict=True):
                     self._mmio_store(section, at, byte, 1)
@@ -143,35 +143,38 @@ class AddressSpace:
     # access from the guest
 
     def load(self, address: int, size: int) -> int:
-        """Return what a guest reads: `size` bytes (1 to 8), little-endian."""
-        section = self.view.find(address)
-        if section is None or address + size > section.range.end:
-            if size > 1:
-                # Bytes on both sides of a section's end belong to different owners.
-                return sum(self.load(address + i, 1) << 8 * i for i in range(size))
-            with self._transactions.big_lock:
-                self.unassigned += 1
-            return 0xFF
-        if section.is_ram:
-            offset = section.offset + address - section.range.start
-            return int.from_bytes(section.region.read(offset, size), "little")
-        return self._mmio_load(section, address, size)
+        """Return what a guest reads: `size` bytes (1 to 8), little-endian.
+
+        Bytes on both sides of a section's end belong to different owners, and each is asked for its own.
+        """
+        view = self.view
+        section = view.find(address)
+        if section is not None and address + size <= section.range.end:
+            return self._load(section, address, size)
+        value, missing = 0, False
+        for index in range(size):
+            section = view.find(address + index)
+            missing |= section is None
+            value |= (0xFF if section is None else self._load(section, address + index, 1)) << 8 * index
+        if missing:
+            self._count_unassigned()
+        return value
 
     def store(self, address: int, value: int, size: int) -> None:
-        """Do what a guest's write of `size` bytes (1 to 8), little-endian, does."""
-        section = self.view.find(address)
-        if section is None or address + size > section.range.end:
-            if size > 1:
-                for i in range(size):
-                    self.store(address + i, value >> 8 * i & 0xFF, 1)
-                return
-            with self._transactions.big_lock:
-                self.unassigned += 1
-        elif not section.is_ram:
-            self._mmio_store(section, address, value, size)
-        elif not section.readonly:
-            offset = section.offset + address - section.range.start
-            section.region.write(offset, value.to_bytes(size, "little"))
+        """Do what a guest's write of `size` bytes (1 to 8), little-endian, does; see `load`."""
+        view = self.view
+        section = view.find(address)
+        if section is not None and address + size <= section.range.end:
+            self._store(section, address, value, size)
+            return
+        missing = False
+        for index in range(size):
+            section = view.find(address + index)
+            missing |= section is None
+            if section is not None:
+                self._store(section, address + index, value >> 8 * index & 0xFF, 1)
+        if missing:
+            self._count_unassigned()
 
     def store_run(self, address: int, size: int, data: bytes) -> None:
         """Do what guest writes of each `size` bytes of `data`, in order and all to `address`, do."""
@@ -183,6 +186,23 @@ class AddressSpace:
             return
         for at in range(0, len(data), size):
             self.store(address, int.from_bytes(data[at : at + size], "little"), size)
+
+    def _count_unassigned(self) -> None:
+        with self._transactions.big_lock:
+            self.unassigned += 1
+
+    def _load(self, section: MemoryRegionSection, address: int, size: int) -> int:
+        """Load what lies inside `section`."""
+        if section.is_ram:
+            return int.from_bytes(section.span(address, size), "little")
+        return self._mmio_load(section, address, size)
+
+    def _store(self, section: MemoryRegionSection, address: int, value: int, size: int) -> None:
+        """Store what lies inside `section`."""
+        if not section.is_ram:
+            self._mmio_store(section, address, value, size)
+        elif not section.readonly:
+            section.span(address, size)[:] = value.to_bytes(size, "little")
 
     def _mmio_load(self, section: MemoryRegionSection, address: int, size: int) -> int:
         ops = section.region.ops

@@ -47,6 +47,15 @@ class MemoryRegionSection:
         assert self.region.block is not None
         return self.region.block.address + self.offset
 
+    def span(self, start: int, size: int) -> memoryview:
+        """Return the `size` bytes of RAM or ROM that it shows from `start`, an address in `range`, on.
+
+        They are there whatever has become of the region since: a view stays readable.
+        """
+        assert self.region.block is not None
+        at = self.offset + start - self.range.start
+        return self.region.block.view[at : at + size]
+
     def __str__(self) -> str:
         what = "rom" if self.is_ram and self.readonly else self.region.kind.value
         return f"{self.range.start:016x}-{self.range.end - 1:016x} {what}: {self.region.name} @{self.offset:#x}"
@@ -82,7 +91,8 @@ class FlatView:
 
     def overlapping(self, window: AddressRange) -> Iterator[MemoryRegionSection]:
         """Yield, ascending, the sections with an address in `window`."""
-        for section in self.sections[max(0, bisect_right(self._starts, window.start) - 1) :]:
+        for index in range(max(0, bisect_right(self._starts, window.start) - 1), len(self.sections)):
+            section = self.sections[index]
             if section.range.start >= window.end:
                 return
             if section.range.overlaps(window):

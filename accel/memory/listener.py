@@ -61,7 +61,7 @@ class MemoryListener:
     priority: int = PRIORITY_MIN
 
     def begin(self) -> None:
-        """A transaction tells its changes now."""
+        """A transaction tells its changes now; forget what is left of an earlier one."""
 
     def region_del(self, section: MemoryRegionSection) -> None:
         """`section` goes."""
@@ -90,4 +90,4 @@ class MemoryListener:
         """All changes are in force and the vCPUs run again. What it raises is logged; there is no veto."""
 
     def abort(self) -> None:
-        """The transaction was rolled back: forget what was heard since `begin`."""
+        """The transaction was rolled back: forget what was heard since `begin`. What it raises is logged."""

@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from accel.address import PAGE_SIZE, align_up, format_size
-from accel.errors import AddressError
+from accel.errors import AddressError, ClosedError
 
 #: asm-generic/mman.h; the mmap module names it only in newer Pythons.
 _MAP_NORESERVE = 0x4000
@@ -50,7 +50,8 @@ class RamBlock:
         length = align_up(limit, PAGE_SIZE)
         try:
             if shared:
-                self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+                # The kernel takes 249 bytes without a NUL; names are for people and may be anything.
+                self.fd = os.memfd_create(name.replace("\0", " ")[:60], os.MFD_CLOEXEC)
                 os.ftruncate(self.fd, length)
                 self._map = mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED)
             else:
@@ -89,5 +90,12 @@ class RamBlock:
 
     @property
     def view(self) -> memoryview:
-        """All reserved bytes, writable; the mapping lives as long as the memoryview."""
-        return memoryview(self._map)
+        """All reserved bytes, writable; the mapping lives as long as the memoryview.
+
+        Raises:
+            ClosedError: It is unmapped.
+        """
+        try:
+            return memoryview(self._map)
+        except ValueError as error:
+            raise ClosedError(f"the host memory of '{self.name}' is released") from error

@@ -5,7 +5,8 @@ nest at offsets; where siblings overlap the higher priority wins, ties go to the
 container or alias show what lies under it. Source: QEMU's memory API (docs/devel/memory.rst), the rules only.
 
 Edits of a tree that belongs to a VM are journalled in the VM's transaction, or are a transaction of their
-own. A region belongs to one VM for good. The attributes are read-only for users: the methods change them.
+own. A region belongs to one VM for good, from the commit on that added it; before, one thread at a time may touch
+it. The attributes are read-only for users: the methods change them.
 """
 
 from __future__ import annotations
@@ -194,23 +195,27 @@ class MemoryRegion:
 
         Raises:
             RegionError: `child` has a parent already, belongs to another VM, contains this region, or would
-                reach beyond 2^64.
+                reach beyond 2^64; or this region is an alias.
         """
-        with self._editing():
+        # A region without a VM that gets a VM's region for a child becomes that VM's too, with all around it.
+        owner = self._owner or child._owner
+        with self._editing(owner):
+            if self.target is not None:
+                raise RegionError(self.name, f"is an alias and shows nothing of its own; add to '{self.target.name}'")
             self._check_place(child, at, self)
             if child.parent is not None:
                 raise RegionError(child.name, f"is in '{child.parent.name}' already; remove it there first")
             if any(region is self for region in child.reachable()):
                 raise RegionError(child.name, f"contains '{self.name}' and cannot be added to it")
-            if self._owner is not None:
-                child.claim(self._owner)
+            if owner is not None:
+                self._claim_with(child, owner)
             later = [other for other in self.children if other.priority > priority]
             child._set(offset=at, priority=priority, parent=self)
             self._set(children=(*later, child, *self.children[len(later) :]))
 
     def remove(self, child: MemoryRegion) -> None:
         """Take `child` out. Raises RegionError if it is not in here."""
-        with self._editing():
+        with self._editing(self._owner):
             if child.parent is not self:
                 raise RegionError(child.name, f"is not in '{self.name}'")
             child._set(parent=None)
@@ -218,7 +223,7 @@ class MemoryRegion:
 
     def move(self, at: int) -> None:
         """Stand at another offset of the parent."""
-        with self._editing():
+        with self._editing(self._owner):
             if self.parent is None:
                 raise RegionError(self.name, "is in no region, so it cannot move")
             self._check_place(self, at, self.parent)
@@ -231,29 +236,30 @@ class MemoryRegion:
             RegionError: Not in 1 to 2^64, or above the `max_size` of RAM.
         """
         length = parse_size(size)
-        if not 0 < length <= ADDRESS_SPACE_SIZE - (self.offset if self.parent else 0):
-            raise RegionError(self.name, f"size {length:#x} at {self.offset:#x} is not in 1 to 2^64")
-        if self.block is not None and length > self.block.max_size:
-            raise RegionError(
-                self.name,
-                f"size {format_size(length)} is above its max_size {format_size(self.block.max_size)}; "
-                "create it with a larger max_size",
-            )
-        with self._editing():
+        with self._editing(self._owner):
+            at = 0 if self.parent is None else self.offset
+            if not 0 < length <= ADDRESS_SPACE_SIZE - at:
+                raise RegionError(self.name, f"size {length:#x} at {at:#x} is not in 1 to 2^64")
+            if self.block is not None and length > self.block.max_size:
+                raise RegionError(
+                    self.name,
+                    f"size {format_size(length)} is above its max_size {format_size(self.block.max_size)}; "
+                    "create it with a larger max_size",
+                )
             self._set(size=length)
             if self.block is not None:
                 self._set_block_size(length)
 
     def set_enabled(self, enabled: bool) -> None:
         """Show the region, or hide it with all that is in it."""
-        with self._editing():
+        with self._editing(self._owner):
             self._set(enabled=enabled)
 
     def set_readonly(self, readonly: bool) -> None:
         """Keep guest writes out, or let them in. Raises RegionError for ROM."""
         if self.kind is RegionKind.ROM and not readonly:
             raise RegionError(self.name, "is ROM; writable memory is RAM")
-        with self._editing():
+        with self._editing(self._owner):
             self._set(readonly=readonly)
 
     # access from the host
@@ -302,18 +308,19 @@ class MemoryRegion:
                 if region.target is not None:
                     pending.append(region.target)
 
-    def claim(self, owner: RegionOwner) -> None:
-        """Make this region and all it leads to the property of `owner`, for good.
+    def claim(self, owner: RegionOwner) -> list[MemoryRegion]:
+        """Make this region and all it leads to the property of `owner`; return those that were nobody's.
 
         Raises:
-            RegionError: One of them belongs to another VM.
+            RegionError: One of them belongs to another VM; nothing has changed.
         """
-        regions = list(self.reachable())
-        for region in regions:
-            if region._owner not in (None, owner):
+        claimed = [region for region in self.reachable() if region._owner is not owner]
+        for region in claimed:
+            if region._owner is not None:
                 raise RegionError(region.name, "belongs to another VM; make a region of its own for each VM")
-        for region in regions:
+        for region in claimed:
             region._owner = owner
+        return claimed
 
     def __repr__(self) -> str:
         return f"<MemoryRegion {self.kind.value} '{self.name}' {format_size(self.size)}>"
@@ -322,8 +329,23 @@ class MemoryRegion:
         if not 0 <= at <= ADDRESS_SPACE_SIZE - child.size:
             raise RegionError(child.name, f"of size {child.size:#x} at {at:#x} of '{parent.name}' does not end by 2^64")
 
-    def _editing(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._owner is None else self._owner.transaction()
+    @staticmethod
+    def _editing(owner: RegionOwner | None) -> AbstractContextManager[object]:
+        return nullcontext() if owner is None else owner.transaction()
+
+    def _claim_with(self, child: MemoryRegion, owner: RegionOwner) -> None:
+        """Make what this region belongs to, and `child` with what it leads to, the property of `owner`."""
+        top = self
+        while top.parent is not None:
+            top = top.parent
+        claimed = child.claim(owner) + top.claim(owner)
+
+        def disown() -> None:
+            for region in claimed:
+                region._owner = None
+
+        if claimed:
+            owner.journal(disown)
 
     def _set(self, **changes: object) -> None:
         """Assign attributes, with the journal entry that takes it back."""
@@ -333,13 +355,14 @@ class MemoryRegion:
             for name, value in values.items():
                 setattr(self, name, value)
 
-        assign(changes)
         if self._owner is not None:
             self._owner.journal(lambda: assign(old))
+        assign(changes)
 
     def _set_block_size(self, size: int) -> None:
         block = self.block
         assert block is not None
-        old, block.size = block.size, size
+        old = block.size
         if self._owner is not None:
             self._owner.journal(lambda: setattr(block, "size", old))
+        block.size = size

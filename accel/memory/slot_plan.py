@@ -1,8 +1,9 @@
 """Planning for accelerators that map RAM in slots: pure functions from sections and slots to steps.
 
-Whole pages only: a section is trimmed inward to the page size, and split by the largest slot size. The part of
-a section that cannot be mapped (less than a page, or host memory that is not page aligned against the guest)
-gets no slot; accesses there exit and are served from the view.
+Whole pages only: a section is trimmed inward to the page size, and split at multiples of the largest slot size, so
+that growth at either end leaves the borders of the other slots where they are. The part of a section that cannot
+be mapped (less than a page, or host memory that is not page aligned against the guest) gets no slot; accesses
+there exit and are served from the view.
 
 Two policies. ``replace`` deletes the slots of each section that goes and creates those of each that comes, as
 QEMU does. ``least`` leaves a slot alone whose mapping stays right and creates only what is missing, so that
@@ -12,6 +13,7 @@ growth is one more slot. A change needs a hold if a deleted range is added back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from attrs import field, frozen
@@ -75,9 +77,8 @@ def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: i
     block = section.region.block
     assert block is not None
     limit = align_down(max_slot_size, page_size)
-    return [
-        Slot(gpa, min(limit, end - gpa), hva + gpa - start, section.readonly, block) for gpa in range(start, end, limit)
-    ]
+    borders = [start, *range(align_down(start, limit) + limit, end, limit), end]
+    return [Slot(gpa, stop - gpa, hva + gpa - start, section.readonly, block) for gpa, stop in pairwise(borders)]
 
 
 def overlaps(deletes: Sequence[Slot], adds: Sequence[Slot]) -> bool:

@@ -5,6 +5,10 @@ Edits are journalled while the big lock is held; each nested ``with`` is a savep
 acts: listeners note the change, those that make it real plan it and may refuse, vCPUs are held if a plan asks for
 it, the steps are applied, the new views are published, the vCPUs go on. If any step fails, everything is
 undone under the same hold and the tree goes back, so the map before stays in force.
+
+An interrupt (Ctrl-C) counts as a failure until the first step is applied; from there to the last observer it waits.
+Publishing empties the journal, so whatever is raised later takes nothing back; and a journal that an interrupt
+kept from being taken back is taken back before the next transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 from attrs import frozen
 
 from accel.blocker import AccelBlocker
-from accel.errors import ClosedError, LockError, MapLostError, StateError
+from accel.errors import ClosedError, LockError, MapLostError, StateError, UsageError
+from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
 from accel.memory.flat_view import FlatView, MemoryRegionSection, diff, render
 from accel.memory.listener import MemoryListener, Update
@@ -48,11 +53,12 @@ class Transactions:
         blocker: Holds the vCPUs.
         hold: ``inhibit``, or ``unsafe`` to hold nobody (but for ``atomic="map"``).
         inhibit_timeout: Longest wait for the vCPUs, in seconds.
-        before_commit: Called before a change is made, to deliver what the guest did under the map before.
+        before_commit: Called before a change is made, to deliver what the guest did under the map before. Edits
+            that it makes become part of the change.
 
     Attributes:
         commits: Outermost transactions that changed a view.
-        unheld: Those of them that needed no hold.
+        unheld: Those of them that held nobody.
     """
 
     def __init__(
@@ -104,9 +110,13 @@ class Transactions:
 
         Raises:
             AccelError: The commit was refused or failed; the map before is in force.
+            MapLostError: A failed change could not be undone, now or before; the guest never runs again.
             StateError: Called by a listener during a commit.
             ClosedError: The VM is closed.
+            UsageError: `atomic` is neither.
         """
+        if atomic not in ("address", "map"):
+            raise UsageError(f"atomic = {atomic!r}: must be 'address' or 'map'")
         with self.big_lock:
             self._check_idle()
             savepoint = len(self._journal)
@@ -116,13 +126,14 @@ class Transactions:
                 yield
                 if self._depth == 1 and self._journal:
                     self._commit()
+                    self._journal.clear()
             except BaseException:
-                self._roll_back(savepoint)
+                with interrupts_held_back():
+                    self._roll_back(savepoint)
                 raise
             finally:
                 self._depth -= 1
                 if self._depth == 0:
-                    self._journal.clear()
                     self._whole_map = False
 
     @contextmanager
@@ -153,10 +164,13 @@ class Transactions:
             raise ClosedError("the VM is closed, so its memory does not change any more")
         if self._committing:
             raise StateError("memory cannot be edited by a listener while a transaction commits")
+        if not self._depth:
+            self._roll_back(0)
 
     def _roll_back(self, savepoint: int) -> None:
         while len(self._journal) > savepoint:
-            self._journal.pop()()
+            self._journal[-1]()
+            self._journal.pop()
 
     def _commit(self) -> None:
         self._before_commit()
@@ -167,27 +181,31 @@ class Transactions:
                 changes.append(_SpaceChange(space, space.view, new, space.listeners))
         if changes:
             self._perform(changes, publish=True)
-            self.commits += 1
 
     # the phases
 
     def _perform(self, changes: Sequence[_SpaceChange], *, publish: bool) -> None:
+        self._blocker.check()
         listeners: list[MemoryListener] = []
         for change in changes:
             listeners.extend(one for one in change.listeners if one not in listeners)
         listeners.sort(key=lambda one: one.priority)
+        in_force = False
         self._committing = True
         try:
-            try:
-                self._record(changes, listeners)
-                updates = [update for one in listeners if (update := one.prepare()) is not None]
+            self._record(changes, listeners)
+            updates = [update for one in listeners if (update := one.prepare()) is not None]
+            with interrupts_held_back():
                 self._apply_held(changes, updates, publish=publish)
-            except BaseException:
-                for listener in _falling(listeners):
-                    listener.abort()
-                raise
-            for listener in listeners:
-                self._observe(listener)
+                in_force = True
+                for listener in listeners:
+                    self._tell(listener, listener.commit)
+        except BaseException:
+            if not in_force:
+                with interrupts_held_back():
+                    for listener in _falling(listeners):
+                        self._tell(listener, listener.abort)
+            raise
         finally:
             self._committing = False
 
@@ -219,27 +237,27 @@ class Transactions:
                 stack.enter_context(lock)
             if held:
                 stack.enter_context(self._blocker.inhibit(self._inhibit_timeout))
-            elif publish and updates:
-                self.unheld += 1
-            self._start_generation(changes, publish=publish)
+            if not publish:
+                self._apply(updates)
+                return
+            recorded = [(change, change.space.history) for change in changes if change.space.history is not None]
+            for change, history in recorded:
+                history.start(change.new)
             try:
                 self._apply(updates)
-            except BaseException:
-                for change in changes:
-                    if publish and change.space.history is not None:
-                        change.space.history.start(change.old)
-                        change.space.history.complete(gate.entered for gate in self._blocker.gates)
-                raise
-            if publish:
                 for change in changes:
                     change.space.view = change.new
-                    if change.space.history is not None:
-                        change.space.history.complete(gate.entered for gate in self._blocker.gates)
-
-    def _start_generation(self, changes: Sequence[_SpaceChange], *, publish: bool) -> None:
-        for change in changes:
-            if publish and change.space.history is not None:
-                change.space.history.start(change.new)
+            except BaseException:
+                for change, history in recorded:
+                    history.start(change.old)
+                raise
+            finally:
+                for _, history in recorded:
+                    history.complete(gate.entered for gate in self._blocker.gates)
+            # From here on nothing is taken back.
+            self._journal.clear()
+            self.commits += 1
+            self.unheld += not held
 
     def _apply(self, updates: Sequence[Update]) -> None:
         begun: list[Update] = []
@@ -258,11 +276,11 @@ class Transactions:
             raise
 
     @staticmethod
-    def _observe(listener: MemoryListener) -> None:
+    def _tell(listener: MemoryListener, callback: Callable[[], None]) -> None:
         try:
-            listener.commit()
-        except Exception:  # noqa: BLE001 - the change is in force; an observer cannot veto it
-            _log.exception("memory listener '%s' failed in commit", listener.name)
+            callback()
+        except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
+            _log.exception("memory listener '%s' failed in %s", listener.name, callback.__name__)
 
 
 def _map_lost(error: BaseException) -> MapLostError:
