@@ -16,7 +16,9 @@ ADDRESS_SPACE_SIZE = 1 << 64
 PAGE_SIZE = 4096
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(0x[0-9a-f_]+|[0-9][0-9_]*)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(0x[0-9a-f]+(?:_[0-9a-f]+)*|[0-9]+(?:_[0-9]+)*)\s*(?:([KMGT])(?:iB|B)?|B)?", re.I | re.A)
+#: No size of a space needs more; longer numbers cost time, and CPython refuses very long ones.
+_LONGEST = 64
 
 
 @frozen(order=True)
@@ -59,12 +61,12 @@ class AddressRange:
         return self.start <= address < self.end
 
     def covers(self, other: AddressRange) -> bool:
-        """Return whether every address of `other` lies in this range."""
-        return self.start <= other.start and other.end <= self.end
+        """Return whether every address of `other` lies in this range; an empty one has none."""
+        return (self.start <= other.start and other.end <= self.end) or other.start == other.end
 
     def overlaps(self, other: AddressRange) -> bool:
         """Return whether some address lies in both."""
-        return self.start < other.end and other.start < self.end
+        return max(self.start, other.start) < min(self.end, other.end)
 
     def intersection(self, other: AddressRange) -> AddressRange | None:
         """Return the addresses in both, or None where there are none."""
@@ -97,10 +99,11 @@ def parse_size(text: int | str) -> int:
         if text < 0:
             raise AddressError(f"size {text} is negative")
         return text
-    found = _SIZE.fullmatch(text.strip())
+    found = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if found is None:
-        raise AddressError(f"'{text}' is no size; write bytes or a unit, such as 4096, 0x1000, 64M or 2G")
-    return int(found[1], 0 if found[1][:2].lower() == "0x" else 10) << _UNITS[found[2].upper()]
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        raise AddressError(f"'{shown}' is no size; write bytes or a unit, such as 4096, 0x1000, 64M or 2G")
+    return int(found[1], 16 if found[1][:2].lower() == "0x" else 10) << _UNITS[(found[2] or "").upper()]
 
 
 def format_size(size: int) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from accel.address import parse_size
+from accel.address import format_size, parse_size
 from accel.errors import AddressError, OptionError
 
 Kind = Literal["int", "size", "bool", "str", "choice"]
@@ -80,10 +80,13 @@ class Option:
         except (AddressError, ValueError) as error:
             raise OptionError(where, self.name, value, problem) from error
         if self.minimum is not None and number < self.minimum:
-            raise OptionError(where, self.name, value, f"must be at least {self.minimum:#x}")
+            raise OptionError(where, self.name, value, f"must be at least {self._shown(self.minimum)}")
         if self.maximum is not None and number > self.maximum:
-            raise OptionError(where, self.name, value, f"must be at most {self.maximum:#x}")
+            raise OptionError(where, self.name, value, f"must be at most {self._shown(self.maximum)}")
         return number
+
+    def _shown(self, limit: int) -> str:
+        return format_size(limit) if self.kind == "size" else str(limit)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
