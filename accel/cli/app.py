@@ -1,0 +1,143 @@
+"""The command group of `accelctl`, and how any error becomes one message and an exit code.
+
+Nothing heavy is imported here: ``accelctl --help`` imports click and the command files, which import what they need
+when they run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import accel
+from accel.cli.exit_codes import MEANINGS, ExitCode, error_code
+from accel.errors import AccelError
+
+#: Set to anything but 0, it shows where an error comes from.
+DEBUG_VARIABLE = "ACCEL_DEBUG"
+
+_COMMANDS = ("run",)
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+
+
+class Terminated(BaseException):
+    """A signal asks the process to end; raised in the main thread so that everything is put in order first.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name} received")
+        self.number = number
+
+
+class CommandGroup(click.Group):
+    """The built-in commands, each imported when it is needed, and those of plugins."""
+
+    _plugins_added = False
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        self._add_plugin_commands()
+        return [*_COMMANDS, *sorted(self.commands.keys() - set(_COMMANDS))]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the command of this name; plugins are loaded only if no built-in has it."""
+        if name in _COMMANDS:
+            command: click.Command = importlib.import_module(f"accel.cli.{name}").command
+            return command
+        self._add_plugin_commands()
+        return self.commands.get(name)
+
+    def _add_plugin_commands(self) -> None:
+        """Let each plugin add its commands, once; one that fails is named and keeps nobody from working."""
+        if self._plugins_added:
+            return
+        self._plugins_added = True
+        from accel.plugins import plugin_manager
+
+        for implementation in plugin_manager().hook.accel_register_commands.get_hookimpls():
+            arguments: dict[str, Any] = {"cli": self}
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                click.echo(
+                    f"accelctl: plugin '{implementation.plugin_name}' could not add its commands: "
+                    f"{type(error).__name__}: {error}",
+                    err=True,
+                )
+
+
+@click.group(
+    cls=CommandGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(accel.__version__, prog_name="accelctl")
+def group() -> None:
+    """Run guests on KVM and other accelerators, and watch their memory change under them."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; see `accel.cli.exit_codes`."""
+    try:
+        result = group.main(arguments, prog_name="accelctl", standalone_mode=False)
+        return result if isinstance(result, int) else ExitCode.SUCCESS
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        # click makes an Abort of Ctrl-C.
+        return ExitCode.INTERRUPTED
+    except Terminated as error:
+        return 128 + error.number
+    except SystemExit as error:
+        # click ends like this where the output was closed, and Python where somebody asked for it.
+        return ExitCode.OUTPUT_CLOSED if isinstance(error.__context__, BrokenPipeError) else _exit_code(error)
+    except Exception as error:  # noqa: BLE001 - the command line's last word
+        return _failed(error)
+
+
+def _exit_code(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else ExitCode.HOST_FAILED
+
+
+def _failed(error: Exception) -> int:
+    code = error_code(error)
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if code is ExitCode.OUTPUT_CLOSED:
+        _discard_output()
+    else:
+        click.echo(click.style("accelctl: ", bold=True) + printable(_message(error)), err=True)
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, (AccelError, OSError)):
+        return str(error)
+    return (
+        f"unexpected {type(error).__name__}: {error}\n"
+        f"This is a bug in accelctl or a plugin; {DEBUG_VARIABLE}=1 shows where it comes from."
+    )
+
+
+def printable(text: str) -> str:
+    """Return `text` without what would steer a terminal; files and guests have a say in messages."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
+def _discard_output() -> None:
+    """Keep Python from complaining at exit about output that nobody reads any more."""
+    if sys.stdout is not None:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)

@@ -1,0 +1,103 @@
+"""``accelctl run``: an image or a workload file, on the accelerator that was asked for and no other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from accel.workload.schema import Workload
+
+_MODES = ("real16", "protected32", "long64")
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from accel.address import parse_size
+    from accel.errors import AddressError
+
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except AddressError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = int(value, 0)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1 << 64:
+        raise click.BadParameter(f"'{value}' is no address; write it like 0x100000")
+    return number
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (0 < value < math.inf):
+        raise click.BadParameter(f"{value} is no number of seconds above zero")
+    return value
+
+
+def _options(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    options: dict[str, dict[str, str]] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        accelerator, dot, option = name.partition(".")
+        if not (equals and dot and accelerator and option):
+            raise click.BadParameter(f"'{text}' must be ACCELERATOR.OPTION=VALUE, such as kvm.hold=unsafe")
+        options.setdefault(accelerator, {})[option] = value
+    return options
+
+
+@click.command("run")
+@click.argument("target", metavar="[IMAGE|WORKLOAD.toml]", required=False)
+@click.option("--accel", metavar="NAMES", help="Accelerators to try, in order, such as kvm,mock.  [default: kvm]")
+@click.option("--memory", metavar="SIZE", callback=_size, help="RAM, such as 512M.  [default: 64M]")
+@click.option("--cpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1]")
+@click.option(
+    "--irqchip/--no-irqchip",
+    default=None,
+    help="Interrupt controllers and timer; the vCPUs but the first then wait for INIT and SIPI.  "
+    "[default: only with firmware]",
+)
+@click.option("--firmware", metavar="FILE", help="Start in this firmware; the image is optional then.")
+@click.option("--load-address", metavar="ADDRESS", callback=_address, help="Where a flat image goes.")
+@click.option("--entry", metavar="ADDRESS", callback=_address, help="Where the image is entered.")
+@click.option("--mode", type=click.Choice(_MODES), help="CPU mode at the entry.")
+@click.option("--loader", metavar="NAME", help="Loader to use; see `accelctl list loaders`.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="ACCEL.OPTION=VALUE",
+    callback=_options,
+    help="Option that an accelerator declares, such as kvm.hold=unsafe; see `accelctl list accelerators NAME`.",
+)
+@click.option("--input", "input_name", metavar="FILE", help="Feed FILE to the serial line; - is standard input.")
+@click.option("--timeout", type=float, metavar="SECONDS", callback=_seconds, help="Stop the guest after so long.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; the console's text is inside.")
+@click.option("-q", "--quiet", is_flag=True, help="No report if the run went well.")
+@click.option("--guest-status", is_flag=True, help="Exit with the guest's status if nothing else went wrong.")
+@click.option("--save", metavar="FILE.toml", help="Write what the flags mean as a workload file, then run it.")
+def command(**flags: Any) -> int:
+    """Run a guest image, or a workload file (its name ends in .toml).
+
+    Flags come before what a workload file says. An image gets the usual devices: a serial port at 0x3f8 and debug
+    consoles at 0xe9 and 0x402, all printing on standard output; debug exit at 0xf4; CMOS at 0x70. The guest's bytes go
+    to standard output as they are, the report to standard error.
+
+    A terminal on standard input is the serial line: keys go to the guest as they are typed. Ctrl-A x ends the run,
+    Ctrl-A c sends Ctrl-C to the guest, Ctrl-A Ctrl-A sends Ctrl-A. Ctrl-C interrupts the run (exit code 130).
+    """
+    from accel.cli.flags import Flags, build_workload
+    from accel.cli.runner import run_and_report
+
+    given = Flags(**flags)
+    workload: Workload = build_workload(given)
+    return run_and_report(workload, given)

@@ -1,0 +1,168 @@
+"""The regions of a running workload: made from the file, and changed as its ``[[change]]`` tables say.
+
+Layer: above the memory core, below `changes`. A `Mount` is a region with the state that changes act on; what a
+change asks for is another state, and going there is one transaction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+
+from attrs import evolve, frozen
+
+from accel.address import PAGE_SIZE, align_down, align_up, format_size
+from accel.errors import AddressError, RegionError
+from accel.loaders.load import read_image
+from accel.machine import Machine
+from accel.memory.region import MemoryRegion
+from accel.memory.transaction import Atomic
+from accel.workload.check import MACHINE_RAM
+from accel.workload.schema import RegionSpec
+
+_FILL_CHUNK = 1 << 20
+
+
+@frozen
+class MountState:
+    """How a region shows.
+
+    Attributes:
+        at: Its address, or None where it is not in the map.
+        size: Bytes.
+        cut: None shows the region itself; 0 shows it through a window that is no part of its neighbours, so that
+            the mapping is another one with the same bytes; n shows it through two that meet at offset n.
+    """
+
+    at: int | None
+    size: int
+    enabled: bool
+    readonly: bool
+    cut: int | None = None
+
+
+class Mount:
+    """A region in a machine's memory. One thread at a time changes it.
+
+    Attributes:
+        name: The region's name.
+        own: Its state as the file describes it.
+        state: Its state now.
+    """
+
+    def __init__(self, machine: Machine, spec: RegionSpec, region: MemoryRegion) -> None:
+        self.name = spec.name
+        self.own = MountState(spec.at, region.size, spec.enabled, spec.readonly or spec.kind == "rom")
+        self.state = evolve(self.own, at=None, enabled=True, readonly=region.readonly)
+        self._machine = machine
+        self._region = region
+        self._priority = spec.priority
+        # What is in the map for it: the region itself, or windows on it.
+        self._shown: tuple[MemoryRegion, ...] = ()
+
+    def become(self, new: MountState, atomic: Atomic = "address") -> None:
+        """Go to another state, in one transaction.
+
+        Raises:
+            RegionError: It cannot be; nothing has changed.
+            AccelError: The commit failed; the map before is in force.
+        """
+        old, shown = self.state, self._shown
+        # A region that stays where it is keeps its rank among regions of its priority.
+        rebuild = new.cut is not None or (new.at, new.cut) != (old.at, old.cut)
+        with self._machine.transaction(atomic):
+            if rebuild:
+                for region in shown:
+                    self._machine.memory.remove(region)
+            if new.size != old.size:
+                self._region.resize(new.size)
+            if new.enabled != old.enabled:
+                self._region.set_enabled(new.enabled)
+            if new.readonly != old.readonly:
+                self._region.set_readonly(new.readonly)
+            if rebuild:
+                shown = self._show(new)
+        self.state, self._shown = new, shown
+
+    def half(self) -> int:
+        """Return the offset of the page boundary nearest below its middle, where a split cuts by default."""
+        return max(PAGE_SIZE, align_down(self.state.size // 2, PAGE_SIZE))
+
+    def _show(self, state: MountState) -> tuple[MemoryRegion, ...]:
+        if state.at is None:
+            return ()
+        pieces = self._pieces(state)
+        at = state.at
+        for piece in pieces:
+            self._machine.memory.add(piece, at, self._priority)
+            at += piece.size
+        return pieces
+
+    def _pieces(self, state: MountState) -> tuple[MemoryRegion, ...]:
+        if state.cut is None:
+            return (self._region,)
+        if state.cut >= state.size:
+            raise RegionError(
+                self.name, f"of size {format_size(state.size)} cannot be split at {state.cut:#x}; split it lower"
+            )
+        edges = [0, state.cut, state.size] if state.cut else [0, state.size]
+        return tuple(
+            MemoryRegion.alias(f"{self.name}-{start:#x}", self._region, start, end - start, unmergeable=True)
+            for start, end in itertools.pairwise(edges)
+        )
+
+
+def mount_regions(machine: Machine, specs: Sequence[RegionSpec]) -> dict[str, Mount]:
+    """Make the regions and put them into the machine's memory, all in one transaction.
+
+    Raises:
+        RegionError: A region cannot be made as described.
+        ImageError: A file with contents cannot be read.
+        AddressError: The host has less memory than they ask for.
+    """
+    _check_host(machine.ram.size, specs)
+    regions = {MACHINE_RAM: machine.ram}
+    mounts: dict[str, Mount] = {}
+    with machine.transaction():
+        for spec in specs:
+            regions[spec.name] = _make(spec, regions)
+            mounts[spec.name] = Mount(machine, spec, regions[spec.name])
+            mounts[spec.name].become(mounts[spec.name].own)
+    return mounts
+
+
+def _check_host(ram: int, specs: Sequence[RegionSpec]) -> None:
+    wanted = ram + sum(map(_host_size, specs))
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > host:
+        raise AddressError(
+            f"RAM and regions of {format_size(wanted)} are more than this host has ({host / (1 << 30):.1f}G); use less"
+        )
+
+
+def _host_size(spec: RegionSpec) -> int:
+    if spec.kind == "alias":
+        return 0
+    if spec.size is None and spec.contents is not None and spec.contents.is_file():
+        return spec.contents.stat().st_size
+    return spec.max_size or spec.size or 0
+
+
+def _make(spec: RegionSpec, regions: dict[str, MemoryRegion]) -> MemoryRegion:
+    if spec.target is not None:
+        return MemoryRegion.alias(spec.name, regions[spec.target], spec.offset or 0, spec.size)
+    contents = b"" if spec.contents is None else read_image(os.fspath(spec.contents))
+    size = spec.size or align_up(len(contents), PAGE_SIZE)
+    if len(contents) > size:
+        raise RegionError(spec.name, f"{len(contents):#x} bytes of contents do not fit into size {size:#x}")
+    if spec.kind == "rom":
+        region = MemoryRegion.rom(spec.name, contents, size)
+    else:
+        region = MemoryRegion.ram(spec.name, size, max(size, spec.max_size or 0))
+        region.write(0, contents)
+    if spec.fill:
+        chunk = bytes([spec.fill]) * _FILL_CHUNK
+        for at in range(len(contents), size, _FILL_CHUNK):
+            region.write(at, chunk[: size - at])
+    return region

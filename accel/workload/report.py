@@ -1,0 +1,75 @@
+"""What running a workload came to: the machine's result, the console and the verdicts, as one value."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from attrs import frozen
+
+from accel.result import Outcome, RunResult
+from accel.workload.expect import Verdict
+
+#: The number under ``format`` in the JSON form; it changes when a field of before goes or means something else.
+REPORT_FORMAT = 1
+
+
+@frozen
+class Report:
+    """What a run of a workload came to.
+
+    Attributes:
+        name: What ran, for people.
+        result: What the machine says.
+        console: What the guest printed; its start and end if `console_truncated`.
+        console_total: How many bytes it printed.
+        changes: How many changes of the memory map were made.
+        verdicts: One for each expectation.
+        expected_outcome: The ending that the workload expects, if it says.
+    """
+
+    name: str
+    result: RunResult
+    console: bytes
+    console_total: int
+    console_truncated: bool
+    changes: int
+    verdicts: tuple[Verdict, ...] = ()
+    expected_outcome: Outcome | None = None
+
+    @property
+    def failures(self) -> tuple[Verdict, ...]:
+        """The expectations that do not hold."""
+        return tuple(verdict for verdict in self.verdicts if not verdict.passed)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ended as it should and all expectations hold."""
+        ended_well = self.result.outcome in (Outcome.EXITED, Outcome.HALTED)
+        return not self.failures and (ended_well or self.result.outcome is self.expected_outcome)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data for JSON.
+
+        ``console`` is text; where the guest's bytes are not UTF-8 they have replacement characters there, and
+        ``console_base64`` has the bytes.
+        """
+        data = {
+            "format": REPORT_FORMAT,
+            "name": self.name,
+            "passed": self.passed,
+            **self.result.to_data(),
+            "changes": self.changes,
+            "console": self.console.decode(errors="replace"),
+            "console_bytes": self.console_total,
+            "console_truncated": self.console_truncated,
+            "expectations": [
+                {"name": one.name, "passed": one.passed, "expected": one.expected, "found": one.found}
+                for one in self.verdicts
+            ],
+        }
+        try:
+            self.console.decode()
+        except UnicodeDecodeError:
+            data["console_base64"] = base64.b64encode(self.console).decode()
+        return data
