@@ -29,7 +29,7 @@ _BENCHMARKS = {module.NAME: module for module in (exit_round_trip, console_byte,
 @click.option("--strict", is_flag=True, help="Like --check, and exit with 1 if one was not.")
 def main(names: tuple[str, ...], rounds: int, scale: float, json_file: Path | None, check: bool, strict: bool) -> None:
     """Run the benchmarks named, or all."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     found: list[Comparison] = []
     try:
         with tempfile.TemporaryDirectory(prefix="accel-benchmarks-") as folder:

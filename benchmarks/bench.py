@@ -59,12 +59,18 @@ class Comparison:
         """The least and the greatest ratio within a round."""
         return ratio_spread(self.side, self.peer)
 
+    @property
+    def quiet_ratio(self) -> float:
+        """The ratio of the least costs: what is left once the host's other work is out of the way."""
+        return min(self.side.values) / min(self.peer.values)
+
     def to_data(self) -> dict[str, object]:
         """Return it as plain data for JSON."""
         return {
             "name": self.name,
             "unit": self.unit,
             "ratio": self.ratio,
+            "quiet_ratio": self.quiet_ratio,
             "ratio_spread": list(self.ratio_spread),
             "side": self.side.to_data(),
             "peer": self.peer.to_data(),

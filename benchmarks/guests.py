@@ -30,14 +30,16 @@ MMIO_IMAGE = bytes.fromhex(
     "8ec0"  # 7c14  mov %ax, %es
     "31ff"  # 7c16  xor %di, %di
     "b02e"  # 7c18  mov $'.', %al
-    "268805"  # 7c1a  1: mov %al, %es:(%di)
-    "66ff06087c"  # 7c1d  incl written
-    "67e2f5"  # 7c22  addr32 loop 1b
-    "b000"  # 7c25  mov $0, %al
-    "e6f4"  # 7c27  out %al, $0xf4
-    "fa"  # 7c29  cli
-    "f4"  # 7c2a  2: hlt
-    "ebfd"  # 7c2b  jmp 2b
+    "6631f6"  # 7c1a  xor %esi, %esi
+    "268805"  # 7c1d  1: mov %al, %es:(%di)
+    "6646"  # 7c20  inc %esi
+    "67e2f8"  # 7c22  addr32 loop 1b
+    "668936087c"  # 7c25  mov %esi, written
+    "b000"  # 7c2a  mov $0, %al
+    "e6f4"  # 7c2c  out %al, $0xf4
+    "fa"  # 7c2e  cli
+    "f4"  # 7c2f  2: hlt
+    "ebfd"  # 7c30  jmp 2b
 )
 
 _OUT_AL_DX = b"\xee"

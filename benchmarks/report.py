@@ -18,10 +18,10 @@ FORMAT = 1
 
 
 def print_comparisons(console: Console, title: str, comparisons: Iterable[Comparison]) -> None:
-    """Print a table: medians with their spread, ratio, and memory."""
+    """Print a table: medians with their spread, the ratios of medians and of least costs, and memory."""
     table = Table(title=title, title_justify="left", header_style="bold", expand=False)
     table.add_column("what")
-    for heading in ("accel", "peer", "ratio", "peak RSS, MiB"):
+    for heading in ("accel", "peer", "ratio", "of the least", "peak RSS, MiB"):
         table.add_column(heading, justify="right")
     table.add_column("peer is")
     table.add_column("notes")
@@ -32,6 +32,7 @@ def print_comparisons(console: Console, title: str, comparisons: Iterable[Compar
             _cost(one.side, one.unit),
             _cost(one.peer, one.unit),
             f"[bold]{one.ratio:.2f}[/]\n{least:.2f} to {most:.2f}",
+            f"{one.quiet_ratio:.2f}",
             f"{one.side.peak_kib / 1024:.1f}\n{one.peer.peak_kib / 1024:.1f}",
             one.peer.name,
             "\n".join(f"{name}: {text}" for name, text in one.notes.items()),
