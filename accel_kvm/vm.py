@@ -70,6 +70,8 @@ class KvmVm(VmBackend):
             ioctl(fd, abi.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
         if self._config.pit:
             self._require(Capability.PIT)
+            if not self._config.irqchip:
+                raise CapabilityError("KVM's interval timer needs its interrupt controllers; create the VM with irqchip")
             pit = abi.KvmPitConfig(flags=abi.KVM_PIT_SPEAKER_DUMMY)
             ioctl(fd, abi.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2")
 
@@ -85,9 +87,13 @@ class KvmVm(VmBackend):
         except BaseException:
             os.close(fd)
             raise
-        vcpu.set_cpuid(self._cpuid)
-        if self.ring is None and self._ring_page:
-            self.ring = KvmCoalescedRing(fd, self._ring_page)
+        try:
+            vcpu.set_cpuid(self._cpuid)
+            if self.ring is None and self._ring_page:
+                self.ring = KvmCoalescedRing(fd, self._ring_page)
+        except BaseException:
+            vcpu.close()
+            raise
         return vcpu
 
     def memory_listener(self) -> MemoryListener:
