@@ -84,6 +84,9 @@ class PluginManager:
     blocked: frozenset[str] = frozenset()
     plugins: dict[str, PluginInfo] = field(factory=dict, init=False)
     _manager: pluggy.PluginManager = field(init=False)
+    # What each registration hook brought, by name, and by identity which plugin it came from. Kept, since plugins may
+    # make a new object each time they are asked.
+    _found: dict[str, dict[str, Any]] = field(factory=dict, init=False)
     _sources: dict[int, str] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -116,32 +119,38 @@ class PluginManager:
             else:
                 info = PluginInfo(point.name, source)
                 try:
-                    self.register(point.load(), point.name)
+                    self.register(point.load(), point.name, source)
                 except PluginError as error:
                     info.error = error
-                except Exception as error:  # noqa: BLE001 - a plugin may raise anything while it is imported
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
                     problem = f"cannot be imported: {type(error).__name__}: {error}"
                     info.error = PluginError(point.name, source, problem)
             self.plugins[info.name] = info
 
-    def register(self, plugin: object, name: str) -> None:
-        """Add a plugin: any object with hook implementations.
+    def register(self, plugin: object, name: str, source: str = "?") -> None:
+        """Add a plugin: any object with hook implementations; `source` says for messages who brought it.
 
         Raises:
             PluginError: It implements a hook that does not exist or with arguments that do not.
         """
+        self._forget()
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             self._manager.unregister(plugin)
-            raise PluginError(name, "?", f"breaks the hook contract: {error}") from error
+            raise PluginError(name, source, f"breaks the hook contract: {error}") from error
         except ValueError as error:
-            raise PluginError(name, "?", str(error)) from error
+            raise PluginError(name, source, str(error)) from error
 
     def unregister(self, plugin: object) -> None:
         """Take out a plugin that `register` added; what it registered is gone with it."""
+        self._forget()
         self._manager.unregister(plugin)
+
+    def _forget(self) -> None:
+        self._found.clear()
+        self._sources.clear()
 
     # what plugins registered
 
@@ -162,6 +171,12 @@ class PluginManager:
         return self._sources.get(id(registered), "builtin")
 
     def _collect(self, hook_name: str, key: Callable[[Any], str]) -> dict[str, Any]:
+        """Return what the registration hook brings, in order of names; asks the plugins once."""
+        if hook_name not in self._found:
+            self._found[hook_name] = self._ask(hook_name, key)
+        return dict(self._found[hook_name])
+
+    def _ask(self, hook_name: str, key: Callable[[Any], str]) -> dict[str, Any]:
         """Call each plugin's registration hook by itself, so that one that fails is named."""
         found: dict[str, Any] = {}
         for implementation in getattr(self.hook, hook_name).get_hookimpls():
@@ -170,18 +185,22 @@ class PluginManager:
             def register(thing: Any, plugin: str = plugin) -> None:
                 if key(thing) in found:
                     taken = self._sources[id(found[key(thing)])]
-                    raise PluginError(plugin, "?", f"'{key(thing)}' is registered by plugin '{taken}' already")
+                    problem = f"'{key(thing)}' is registered by plugin '{taken}' already"
+                    raise PluginError(plugin, self._info(plugin).distribution, problem)
                 found[key(thing)] = thing
                 self._sources[id(thing)] = plugin
 
             try:
                 implementation.function(register)
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the others go on
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; the others go on
                 self._note_failure(plugin, hook_name, error)
         return dict(sorted(found.items()))
 
-    def _note_failure(self, plugin: str, hook_name: str, error: Exception) -> None:
-        info = self.plugins.setdefault(plugin, PluginInfo(plugin, "?"))
+    def _info(self, plugin: str) -> PluginInfo:
+        return self.plugins.setdefault(plugin, PluginInfo(plugin, "?"))
+
+    def _note_failure(self, plugin: str, hook_name: str, error: BaseException) -> None:
+        info = self._info(plugin)
         if isinstance(error, PluginError):
             info.error = error
         else:
