@@ -6,10 +6,12 @@ vCPUs of a VM; the kernel moves `last`, the reader moves `first`.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 from collections.abc import Iterator
 
+from accel.errors import BackendError
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
 from accel_kvm import abi
@@ -93,7 +95,11 @@ class _ZoneUpdate(Update):
         name = "KVM_REGISTER_COALESCED_MMIO" if register else "KVM_UNREGISTER_COALESCED_MMIO"
         request = abi.KVM_REGISTER_COALESCED_MMIO if register else abi.KVM_UNREGISTER_COALESCED_MMIO
         zone = abi.KvmCoalescedMmioZone(section.range.start, section.range.size, 1)
-        ioctl(self._vm_fd, request, zone, name)
+        try:
+            ioctl(self._vm_fd, request, zone, name)
+        except BackendError as error:
+            detail = f"ports {section.range} of region '{section.region.name}'"
+            raise BackendError(name, error.errno or errno.EIO, detail) from error
 
 
 class KvmIoListener(MemoryListener):
