@@ -149,7 +149,7 @@ def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
     def access() -> Generator[int, None, None]:
         # As KVM's emulator does it: a read and a write, and nothing that joins them.
         old = yield from _read(vcpu, parts)
-        yield from _write(vcpu, parts, old + value & mask)
+        yield from _write(vcpu, parts, old + value)
 
     def step() -> int:
         found = vcpu.table.writable.get(address) or vcpu.table.place_to_write(address)

@@ -1,11 +1,13 @@
 """Coalesced port writes of the mock: what is queued, what exits, and in which order it arrives."""
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
-from accel.errors import MemorySlotError
+from accel.errors import BackendError, MemorySlotError
 from accel.exits import Halt, IoOut
+from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
 from accel.memory.region import MemoryRegion
 from accel.program import ERRORS, GuestProgram, Load, Loop, Out, text
 from accel.vm import Vcpu, Vm
@@ -67,6 +69,41 @@ def test_mock_coalesced_region_that_goes_makes_writes_exit(vm: Vm, vcpu: Vcpu) -
     assert vcpu.run() == Halt()
     vm.drain()
     assert written == [(0, 1, 1)]
+
+
+class Failing(MemoryListener):
+    """Comes after the accelerator's own listener, and fails when asked to."""
+
+    name = "failing"
+    priority = PRIORITY_ACCEL + 1
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def prepare(self) -> Update | None:
+        return FailingUpdate() if self.fails else None
+
+
+class FailingUpdate(Update):
+    def apply(self) -> None:
+        raise BackendError("injected", errno.EIO)
+
+    def undo(self) -> None:
+        pass
+
+
+def test_mock_coalesced_change_is_taken_back_when_a_later_step_fails(vm: Vm, vcpu: Vcpu) -> None:
+    failing = Failing()
+    vm.io.add_listener(failing)
+    region, written = _attach(vm)
+    failing.fails = True
+    with pytest.raises(BackendError, match="injected"):
+        vm.io.remove(region)
+    vcpu.load_program(GuestProgram((Out(PORT, 1),)))
+    assert vcpu.run() == Halt()
+    vm.drain()
+    assert written == [(0, 1, 1)]
+    failing.fails = False
 
 
 def test_mock_coalesced_refused_change_keeps_the_ports_as_they_were(

@@ -93,6 +93,22 @@ def test_mock_listener_plans_least_change_for_growth_and_all_for_replace(open_mo
         _check(vm)
 
 
+@pytest.mark.parametrize(("plan", "holds"), [("replace", 1), ("least", 0)])
+def test_mock_listener_asks_for_a_hold_where_a_deleted_range_comes_back(open_mock: Open, plan: str, holds: int) -> None:
+    """Among what goes for good, before and after it."""
+    vm = open_mock(plan=plan)
+    regions = [MemoryRegion.ram(f"ram{n}", 0x1000, 0x2000) for n in range(3)]
+    with vm.transaction():
+        for n, region in enumerate(regions):
+            vm.memory.add(region, at=n * 0x8000)
+    with vm.transaction():
+        vm.memory.remove(regions[0])
+        regions[1].resize(0x2000)
+        vm.memory.remove(regions[2])
+    assert vm.blocker.stats.inhibits == holds
+    _check(vm)
+
+
 def test_mock_listener_slot_numbers_are_used_again(open_mock: Open) -> None:
     vm = open_mock(slot_count=2)
     for _ in range(5):
@@ -124,7 +140,7 @@ def test_mock_listener_failed_slot_call_leaves_the_map_as_it_was(
     open_mock: Open, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     """The transaction makes four slot calls, two deletes and two creates; each of them fails once."""
-    vm = open_mock(plan="replace")
+    vm = open_mock(plan="replace", slot_count=2)
     regions = [MemoryRegion.ram(name, 0x1000, 0x2000) for name in ("one", "two")]
     with vm.transaction():
         vm.memory.add(regions[0], at=0)
@@ -200,6 +216,17 @@ def test_mock_listener_maps_whole_pages_and_serves_the_rest_by_exits(open_mock: 
     assert isinstance(found, MmioRead)
     assert found.address == 0x9000
     assert vcpu.run() == Halt()
+
+
+def test_mock_listener_closed_vm_lets_go_of_its_memory(open_mock: Open) -> None:
+    vm = open_mock()
+    region = MemoryRegion.ram("ram", 0x1000)
+    vm.memory.add(region, at=0)
+    assert region.block is not None
+    mapping = region.block._map
+    vm.close()
+    region.block.close()
+    assert mapping.closed
 
 
 def test_mock_listener_refused_edit_changes_no_slot(open_mock: Open) -> None:

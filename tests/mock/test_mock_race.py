@@ -165,13 +165,13 @@ def test_mock_race_slot_latency_leaves_vcpus_in_the_gap() -> None:
     """While one slot call takes its time, a vCPU exits again and again; without latency there is no such time."""
     block = RamBlock("block", 0x1000)
     slot = Slot(0, 0x1000, block.address, False, block)
-    memslots = MemSlots(1, latency=0.2)
+    memslots = MemSlots(1, latency=0.5)
     vcpu = MockVcpu(memslots, MockCoalescedRing(), threading.Lock())
     vcpu.load_program(GuestProgram((Loop((Load(0),), None),)))
     exits: list[int] = []
 
     def main() -> None:
-        while len(exits) < 100:
+        while len(exits) < 20_000:
             exits.append(vcpu.run())
 
     memslots.create(0, slot)
@@ -180,4 +180,4 @@ def test_mock_race_slot_latency_leaves_vcpus_in_the_gap() -> None:
     memslots.delete(0, slot)
     seen = len(exits)
     thread.join()
-    assert seen > 1
+    assert seen == 20_000

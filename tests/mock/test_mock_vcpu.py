@@ -21,6 +21,7 @@ from accel.memory.region import MemoryRegion
 from accel.program import ERRORS, MAX_DEPTH, RETURN_BYTE, Add, Fetch, GuestProgram, In, Load, Loop, Op, Out, Store
 from accel.program import Halt as HaltOp
 from accel.vm import Vcpu, Vm
+from accel_mock.vcpu import MockVcpu
 
 HOLE = 0x10000
 ROM = 0x40000
@@ -222,10 +223,9 @@ def test_mock_vcpu_without_a_program_fails_to_enter(vcpu: Vcpu) -> None:
 
 
 def test_mock_vcpu_program_that_is_loaded_again_starts_afresh(vcpu: Vcpu, start: Start) -> None:
-    ops = (Load(0x2000, expect=1), REPORT, In(0x60, 1, expect=7))
-    assert _errors(start(*ops)) == 1
-    assert isinstance(vcpu.run(), IoIn)
-    assert _errors(start(*ops)) == 1
+    assert isinstance(start(Load(0x2000, expect=1), In(0x60, 1, expect=7)), IoIn)
+    assert start(Out(0xE9, 1), REPORT) == IoOut(0xE9, 1, 1, b"\1")
+    assert _errors(vcpu.run()) == 0
 
 
 # kicks and completion
@@ -240,6 +240,14 @@ def test_mock_vcpu_kick_before_run_interrupts_it_once(vcpu: Vcpu, body: tuple[Op
         assert vcpu.run() == Interrupted()
     vcpu.load_program(GuestProgram((Out(0xE9, 1),)))
     assert isinstance(vcpu.run(), IoOut)
+
+
+def test_mock_vcpu_kick_that_was_taken_does_not_come_back_with_a_new_slot(vcpu: Vcpu, start: Start) -> None:
+    vcpu.kick()
+    assert start(REPORT) == Interrupted()
+    assert isinstance(vcpu.backend, MockVcpu)
+    vcpu.backend.attention = True  # as a slot call does
+    assert _errors(vcpu.run()) == 0
 
 
 def test_mock_vcpu_kicked_after_an_exit_completes_the_access_first(vm: Vm, vcpu: Vcpu, start: Start) -> None:
@@ -270,4 +278,5 @@ def test_mock_vcpu_finish_says_that_the_access_needs_another_exit(vcpu: Vcpu, st
     found.reply(1)
     with pytest.raises(StateError):
         vcpu.read_state()
+    assert vcpu.run() == MmioWrite(HOLE, 4, 2)
     assert vcpu.run() == Halt()
