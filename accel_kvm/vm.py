@@ -71,7 +71,9 @@ class KvmVm(VmBackend):
         if self._config.pit:
             self._require(Capability.PIT)
             if not self._config.irqchip:
-                raise CapabilityError("KVM's interval timer needs its interrupt controllers; create the VM with irqchip")
+                raise CapabilityError(
+                    "KVM's interval timer needs its interrupt controllers; create the VM with irqchip"
+                )
             pit = abi.KvmPitConfig(flags=abi.KVM_PIT_SPEAKER_DUMMY)
             ioctl(fd, abi.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2")
 

@@ -78,9 +78,7 @@ def raw_guest() -> Iterator[Callable[[str], RawGuest]]:
         guest.close()
 
 
-@pytest.fixture(
-    params=[signal.SIGURG, signal.SIGUSR2, signal.SIGRTMIN + 7], ids=["SIGURG", "SIGUSR2", "SIGRTMIN+7"]
-)
+@pytest.fixture(params=[signal.SIGURG, signal.SIGUSR2, signal.SIGRTMIN + 7], ids=["SIGURG", "SIGUSR2", "SIGRTMIN+7"])
 def kick_signal(request: pytest.FixtureRequest) -> Iterator[int]:
     """A signal without a handler; what the kernel had for it before is put back afterwards."""
     number = int(request.param)

@@ -208,9 +208,14 @@ def test_change_that_fails_later_leaves_the_zones_as_they_were(boot) -> None:
     line, refuser = Line(guest.vm, CONSOLE, 1), Refuser()
     guest.vm.io.add_listener(refuser)
     refuser.armed = True
-    with pytest.raises(BackendError, match="refuser"), guest.vm.transaction():
-        guest.vm.io.remove(line.region)
-        Line(guest.vm, 0x600, 1)
+
+    def change() -> None:
+        with guest.vm.transaction():
+            guest.vm.io.remove(line.region)
+            Line(guest.vm, 0x600, 1)
+
+    with pytest.raises(BackendError, match="refuser"):
+        change()
     assert guest.vcpu.run() == IoOut(0x600, 1, 1, b"\x22")
     assert guest.vcpu.run() == Halt()
     assert pop(guest.vm) == [(CONSOLE, 1, True, b"\x11")]
@@ -218,9 +223,14 @@ def test_change_that_fails_later_leaves_the_zones_as_they_were(boot) -> None:
 
 def test_more_zones_than_the_kernel_takes_are_refused_by_name_and_none_stays(boot) -> None:
     guest = boot(outs((0x1000, 1, 0x11)))
-    with pytest.raises(BackendError) as caught, guest.vm.transaction():
-        for number in range(1_001):
-            Line(guest.vm, 0x1000 + 2 * number, 1)
+
+    def change() -> None:
+        with guest.vm.transaction():
+            for number in range(1_001):
+                Line(guest.vm, 0x1000 + 2 * number, 1)
+
+    with pytest.raises(BackendError) as caught:
+        change()
     assert caught.value.errno == errno.ENOSPC
     assert "KVM_REGISTER_COALESCED_MMIO failed" in str(caught.value)
     assert "ports [0x17" in str(caught.value)

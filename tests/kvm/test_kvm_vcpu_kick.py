@@ -146,9 +146,7 @@ def test_vcpu_kick_while_another_thread_takes_the_vcpu_over_reaches_that_thread(
 
 def test_vcpu_run_by_a_thread_that_inherited_a_blocked_kick_signal_comes_out(boot) -> None:
     guest = boot(COUNT)
-    runner = Runner(
-        guest.vcpu, prepare=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {kick.DEFAULT_SIGNAL})
-    )
+    runner = Runner(guest.vcpu, prepare=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {kick.DEFAULT_SIGNAL}))
     wait_until_counting(guest)
     guest.vcpu.kick()
     assert runner.wait() == Interrupted()

@@ -72,7 +72,7 @@ def test_vm_closed_twice_leaves_nothing_open(boot) -> None:
 
 def test_vm_that_cannot_be_created_leaves_nothing_open() -> None:
     before = open_files()
-    with pytest.raises(CapabilityError, match="interval timer needs its interrupt controllers; create .* irqchip"):
+    with pytest.raises(CapabilityError, match=r"interval timer needs its interrupt controllers; create .* irqchip"):
         KvmVm(VmConfig(pit=True))
     assert open_files() == before
 
