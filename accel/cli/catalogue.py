@@ -1,0 +1,138 @@
+"""What plugins have registered, as plain values for ``accelctl list``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import Factory, asdict, frozen
+
+import accel
+from accel.address import format_size
+from accel.options import Option
+from accel.plugins import plugin_manager, probe
+
+
+@frozen
+class Entry:
+    """One accelerator, device or loader.
+
+    Attributes:
+        plugin: Name of the plugin that registered it; ``builtin`` for the core's own.
+        distribution: The distribution that brought the plugin, with its version.
+        available: Whether it can be used here; None where that is no question.
+        reason: Why it cannot.
+        executes: What an accelerator's vCPUs execute.
+        capabilities: What it offers beyond RAM and vCPUs.
+        details: Further facts, by label.
+    """
+
+    name: str
+    summary: str
+    plugin: str
+    distribution: str
+    options: tuple[Option, ...] = ()
+    available: bool | None = None
+    reason: str = ""
+    executes: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    details: Mapping[str, str] = Factory(dict)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data for JSON."""
+        data: dict[str, Any] = {
+            "name": self.name,
+            "summary": self.summary,
+            "plugin": self.plugin,
+            "distribution": self.distribution,
+            "options": [asdict(option) for option in self.options],
+            "details": dict(self.details),
+        }
+        if self.available is not None:
+            data |= {
+                "available": self.available,
+                "reason": self.reason,
+                "executes": list(self.executes),
+                "capabilities": list(self.capabilities),
+            }
+        return data
+
+
+def accelerators() -> list[Entry]:
+    """Probe every accelerator and return them by name."""
+    entries = []
+    for accelerator in plugin_manager().accelerators().values():
+        found = probe(accelerator)
+        entries.append(
+            Entry(
+                accelerator.name,
+                accelerator.summary,
+                *_source(accelerator),
+                options=tuple(accelerator.options),
+                available=found.ok,
+                reason=found.reason,
+                executes=tuple(sorted(accelerator.executes)),
+                capabilities=tuple(sorted(found.capabilities)),
+                details=found.details,
+            )
+        )
+    return entries
+
+
+def devices() -> list[Entry]:
+    """Return every kind of device by name."""
+    return [
+        Entry(
+            device.name,
+            device.summary,
+            *_source(device),
+            options=tuple(device.options),
+            details={"console": "prints what the guest writes"} if device.console else {},
+        )
+        for device in plugin_manager().devices().values()
+    ]
+
+
+def loaders() -> list[Entry]:
+    """Return every image format, in the order in which they are asked."""
+    ordered = sorted(plugin_manager().loaders().values(), key=lambda loader: -loader.priority)
+    return [
+        Entry(loader.name, loader.summary, *_source(loader), details={"priority": str(loader.priority)})
+        for loader in ordered
+    ]
+
+
+def broken_plugins() -> list[dict[str, str]]:
+    """Return the plugins that are not in use, with the reason for each."""
+    return [
+        {"plugin": info.name, "distribution": info.distribution, "reason": str(info.error)}
+        for info in plugin_manager().plugins.values()
+        if info.error is not None
+    ]
+
+
+def _source(registered: object) -> tuple[str, str]:
+    plugin = plugin_manager().source(registered)
+    info = plugin_manager().plugins.get(plugin)
+    return plugin, info.distribution if info is not None else f"accel {accel.__version__}"
+
+
+def default_text(option: Option) -> str:
+    """Return an option's default as it is written in TOML."""
+    value = option.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and option.kind == "size":
+        return format_size(value)
+    return f"{value:#x}" if isinstance(value, int) and option.name == "port" else str(value)
+
+
+def values_text(option: Option) -> str:
+    """Return what an option takes, in a few words."""
+    if option.kind == "choice":
+        return " | ".join(option.choices)
+    bounds: Sequence[int | None] = (option.minimum, option.maximum)
+    if option.kind in ("int", "size") and any(bound is not None for bound in bounds):
+        least, most = ("" if bound is None else f"{bound:#x}" if bound > 9999 else str(bound) for bound in bounds)
+        return f"{option.kind} {least}…{most}"
+    return option.kind

@@ -1,0 +1,93 @@
+"""The catalogue of ``accelctl list`` for people: tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from accel.cli.app import printable
+from accel.cli.catalogue import Entry, default_text, values_text
+
+_PIPE_WIDTH = 1000
+
+
+def print_catalogue(found: Mapping[str, Sequence[Entry]], broken: Sequence[Mapping[str, str]]) -> None:
+    """Print a table for each kind, and the plugins that are not in use."""
+    console = _console()
+    for number, (kind, entries) in enumerate(found.items()):
+        if number:
+            console.print()
+        console.print(_table(kind, entries))
+        for entry in entries:
+            if entry.available is False:
+                console.print(Text(f"{entry.name}: {printable(entry.reason)}", style="yellow"))
+    if broken:
+        console.print()
+        for one in broken:
+            console.print(Text(f"not in use: {printable(one['reason'])}", style="red"))
+    if len(found) > 1:
+        console.print(Text("\nmore about one: accelctl list devices serial", style="dim"))
+
+
+def print_entry(entry: Entry) -> None:
+    """Print one entry with all that is known of it, and its options."""
+    console = _console()
+    console.print(Text(entry.name, style="bold") + Text(f"  {entry.summary}", style="not bold"))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column()
+    if entry.available is not None:
+        facts.add_row("available", _availability(entry) + Text("" if entry.available else f": {entry.reason}"))
+    facts.add_row("plugin", f"{entry.plugin} (from {entry.distribution})")
+    for label, words in (("executes", entry.executes), ("capabilities", entry.capabilities)):
+        if words:
+            facts.add_row(label, ", ".join(words))
+    for label, text in entry.details.items():
+        facts.add_row(label, printable(text))
+    console.print(facts)
+    if not entry.options:
+        return
+    console.print()
+    table = _plain_table("option", "default", "values", "")
+    for option in entry.options:
+        table.add_row(option.name, default_text(option), values_text(option), option.help)
+    console.print(table)
+
+
+def _table(kind: str, entries: Sequence[Entry]) -> Table:
+    if kind != "accelerators":
+        table = _plain_table(kind, "plugin", "")
+        for entry in entries:
+            table.add_row(entry.name, f"{entry.plugin} ({entry.distribution})", entry.summary)
+        return table
+    table = _plain_table(kind, "available", "plugin", "")
+    for entry in entries:
+        table.add_row(entry.name, _availability(entry), f"{entry.plugin} ({entry.distribution})", _about(entry))
+    return table
+
+
+def _about(entry: Entry) -> Text:
+    about = Text(entry.summary)
+    return about + Text("\n" + ", ".join(entry.capabilities), style="dim") if entry.capabilities else about
+
+
+def _availability(entry: Entry) -> Text:
+    return Text("yes", style="green") if entry.available else Text("no", style="yellow")
+
+
+def _plain_table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
+    for number, header in enumerate(headers):
+        table.add_column(header, no_wrap=number == 0)
+    return table
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal; a pipe gets every entry on one line."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
