@@ -12,10 +12,12 @@ import attrs
 import pytest
 
 import accel
-from accel.address import AddressRange
+from accel.address import PAGE_SIZE, AddressRange
 from accel.arch.x86_boot import plan_boot
-from accel_kvm import abi, kick
+from accel.errors import BackendError
+from accel_kvm import abi, kick, memory_listener
 from accel_kvm.ioctl import ioctl
+from accel_kvm.memory_listener import KvmMemoryListener
 
 GPA = 0x1000
 COUNTER = 0xFF0
@@ -111,6 +113,28 @@ class Guest:
             self.ram.write(ENTRY, bytes.fromhex(code))
         self.vcpu.write_state(self.start)
 
+    def load(self, address: int) -> int | None:
+        """Return the byte that the guest loads in protected mode, or None if that exits."""
+        self.restart(f"a0{address.to_bytes(4, 'little').hex()} e660 f4")  # mov address, %al; out %al, $0x60; hlt
+        access = self.vcpu.run()
+        if isinstance(access, accel.IoOut):
+            return access.data[0]
+        assert access == accel.MmioRead(address, 1, None)
+        return None
+
+    def store(self, address: int, value: int) -> bool:
+        """Have the guest store a byte in protected mode; return whether a slot took it."""
+        # mov $value, %al; mov %al, address; hlt
+        self.restart(f"b0{value:02x} a2{address.to_bytes(4, 'little').hex()} f4")
+        access = self.vcpu.run()
+        assert access in (accel.Halt(), accel.MmioWrite(address, 1, value))
+        return access == accel.Halt()
+
+    @property
+    def listener(self) -> KvmMemoryListener:
+        """The plugin's memory listener."""
+        return next(one for one in self.vm.memory.listeners if isinstance(one, KvmMemoryListener))
+
 
 @pytest.fixture
 def open_vm() -> Iterator[Callable[..., accel.Vm]]:
@@ -150,3 +174,47 @@ def boot(open_vm: Callable[..., accel.Vm]) -> Callable[..., Guest]:
         return guest
 
     return make
+
+
+@pytest.fixture
+def filled() -> Callable[..., accel.MemoryRegion]:
+    """Make RAM that is full of one byte, also beyond its size: `filled("ram", 0x11, 0x1000, 0x2000)`."""
+
+    def make(name: str, byte: int, size: int = PAGE_SIZE, max_size: int | None = None) -> accel.MemoryRegion:
+        region = accel.MemoryRegion.ram(name, max_size or size, max_size)
+        region.write(0, bytes([byte]) * (max_size or size))
+        region.resize(size)
+        return region
+
+    return make
+
+
+@attrs.frozen
+class SlotCall:
+    """A KVM_SET_USER_MEMORY_REGION that a listener made."""
+
+    slot: int
+    gpa: int
+    size: int
+    flags: int
+    errno: int = 0
+
+
+@pytest.fixture
+def slot_calls(monkeypatch: pytest.MonkeyPatch) -> list[SlotCall]:
+    """What memory listeners ask of the kernel; each call goes through."""
+    seen: list[SlotCall] = []
+
+    def watched(fd: int, request: int, region: abi.KvmUserspaceMemoryRegion, operation: str) -> int:
+        assert request == abi.KVM_SET_USER_MEMORY_REGION
+        call = SlotCall(region.slot, region.guest_phys_addr, region.memory_size, region.flags)
+        try:
+            result = ioctl(fd, request, region, operation)
+        except BackendError as error:
+            seen.append(attrs.evolve(call, errno=error.errno))
+            raise
+        seen.append(call)
+        return result
+
+    monkeypatch.setattr(memory_listener, "ioctl", watched)
+    return seen

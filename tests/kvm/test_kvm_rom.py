@@ -1,0 +1,82 @@
+"""Read-only memory on real KVM: reads go through, writes exit and change nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import accel
+from accel.address import PAGE_SIZE
+from accel.errors import CapabilityError
+
+pytestmark = pytest.mark.kvm
+
+BASE = 0x20_0000  # no RAM here unless a test adds some
+
+
+def test_rom_is_read_without_exits_and_a_write_exits_and_changes_nothing(boot) -> None:
+    guest = boot("f4")
+    guest.vm.memory.add(accel.MemoryRegion.rom("rom", b"\x5a" * PAGE_SIZE), at=BASE)
+    assert guest.load(BASE) == 0x5A
+    assert not guest.store(BASE, 0x11)
+    assert guest.load(BASE) == 0x5A
+    guest.vm.memory.write(BASE, b"\x77")  # as a loader does
+    assert guest.load(BASE) == 0x77
+
+
+@pytest.mark.parametrize("plan", ["least", "replace"])
+def test_ram_made_readonly_and_writable_again_keeps_its_contents(boot, plan, filled) -> None:
+    guest = boot("f4", plan=plan)
+    region = filled("ram", 0x11)
+    guest.vm.memory.add(region, at=BASE)
+    for value in (0x22, 0x33):
+        region.set_readonly(True)
+        assert not guest.store(BASE, value)
+        region.set_readonly(False)
+        assert guest.store(BASE, value)
+        assert guest.load(BASE) == value
+    assert guest.vm.blocker.stats.inhibits == 4
+
+
+def test_ram_made_readonly_and_writable_again_under_a_guest_that_reads_it_never_exits(boot, filled) -> None:
+    guest = boot("a100002000 ff0500900000 ebf3")  # 1: mov BASE, %eax; incl 0x9000; jmp 1b
+    region = filled("ram", 0x11)
+    guest.vm.memory.add(region, at=BASE)
+    exits: list[accel.exits.Exit] = []
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            exits.append(guest.vcpu.run())
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    toggles = 0
+    while toggles < 100 or guest.ram.read(0x9000, 4) == bytes(4):
+        region.set_readonly(toggles % 2 == 0)
+        toggles += 1
+    stop.set()
+    guest.vcpu.kick()
+    thread.join(30)
+    assert set(exits) == {accel.Interrupted()}
+
+
+def test_readonly_alias_keeps_writes_out_of_ram_that_is_writable_elsewhere(boot, filled) -> None:
+    guest = boot("f4")
+    region = filled("ram", 0x11)
+    with guest.vm.transaction():
+        guest.vm.memory.add(region, at=BASE)
+        guest.vm.memory.add(accel.MemoryRegion.alias("window", region, readonly=True), at=2 * BASE)
+    assert not guest.store(2 * BASE, 0x22)
+    assert guest.store(BASE, 0x33)
+    assert guest.load(2 * BASE) == 0x33
+
+
+def test_rom_without_readonly_slots_is_refused_and_leaves_the_map(boot) -> None:
+    guest = boot("f4")
+    guest.listener._readonly_memory = False
+    rom = accel.MemoryRegion.rom("rom", b"\x5a" * PAGE_SIZE)
+    with pytest.raises(CapabilityError, match=f"no read-only slots, which ROM at {BASE:#x} needs"):
+        guest.vm.memory.add(rom, at=BASE)
+    assert guest.load(BASE) is None
