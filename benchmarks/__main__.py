@@ -35,7 +35,9 @@ def main(names: tuple[str, ...], rounds: int, scale: float, json_file: Path | No
         with tempfile.TemporaryDirectory(prefix="accel-benchmarks-") as folder:
             bench = Bench(Baselines.find_compiler(Path(folder)), Path(folder), rounds, scale)
             host = this_host(bench.baselines.version)
-            console.print(f"[bold]host[/]  {host}\n[bold]rounds[/]  {rounds}, alternating; medians, least to most\n")
+            console.print(
+                f"[bold]host[/]  {host}\n[bold]rounds[/]  {rounds}, in alternating turns; medians, least to most\n"
+            )
             for name in dict.fromkeys(names or _BENCHMARKS):
                 comparisons = _BENCHMARKS[name].measure(bench)
                 print_comparisons(console, _BENCHMARKS[name].SUMMARY, comparisons)

@@ -10,6 +10,9 @@ from attrs import Factory, frozen
 from benchmarks.processes import Baselines, BenchmarkError, run_json
 from benchmarks.samples import Sample, Side, alternate, ratio, ratio_spread
 
+#: Turns of each side in a round.
+TURNS = 5
+
 
 @frozen
 class Goal:
@@ -86,7 +89,7 @@ class Bench:
     Attributes:
         baselines: The C programs.
         scratch: A folder for what they write.
-        rounds: Samples of each side.
+        rounds: Samples of each side, each made of some turns.
         scale: What counts are multiplied with: below 1 for a quick look.
     """
 
@@ -103,9 +106,9 @@ class Bench:
         """Run a C program and return what it prints. Raises BenchmarkError."""
         return run_json([str(self.baselines.program(program)), *arguments])
 
-    def alternate(self, sides: Mapping[str, Callable[[], Sample]]) -> dict[str, Side]:
-        """Measure `sides` in alternating rounds; see `samples.alternate`."""
-        return alternate(self.rounds, sides)
+    def alternate(self, sides: Mapping[str, Callable[[], Sample]], turns: int = TURNS) -> dict[str, Side]:
+        """Measure `sides` in rounds of alternating turns; see `samples.alternate`."""
+        return alternate(self.rounds, turns, sides)
 
 
 def require_equal(what: str, expected: int, counts: Mapping[str, int]) -> None:

@@ -14,7 +14,8 @@ from benchmarks.guest_runs import run_here, run_in_c
 
 NAME = "console"
 SUMMARY = "a console byte delivered by coalescing, beside C's exit"
-_WRITES = 100_000
+#: In each turn.
+_WRITES = 20_000
 _GOAL = 0.3
 
 

@@ -12,7 +12,7 @@ NAME = "micro"
 SUMMARY = "gate, lock, dispatch and transactions, each beside a peer"
 
 _REPEATS = 200_000
-_RESIZES = 2_000
+_RESIZES = 400
 
 #: Job, what it is, and its peer, which the same process measures.
 _PAIRS = (

@@ -1,20 +1,21 @@
 """Samples of one side of a benchmark, and rounds that alternate between the sides.
 
-Pure but for calling what is measured. Absolute times drift on shared hosts, so the sides take turns within each
-round, in an order that swaps from round to round, and the figure that counts is the ratio of their medians.
+Pure but for calling what is measured. Absolute times drift on shared hosts, within a second by half and more, so each
+round is made of short turns that the sides take one after the other, in an order that swaps each time. What a side
+took in a round is the mean of its turns, and the figure that counts is the ratio of the medians of all rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
 
 from attrs import field, frozen
 
 
 @frozen
 class Sample:
-    """What one side did in one round.
+    """What one side did in one turn, or in one round.
 
     Attributes:
         value: Its cost, in the benchmark's unit.
@@ -71,12 +72,25 @@ def ratio_spread(of: Side, to: Side) -> tuple[float, float]:
     return min(ratios), max(ratios)
 
 
-def alternate(rounds: int, sides: Mapping[str, Callable[[], Sample]]) -> dict[str, Side]:
-    """Run every side once in each round, forwards and backwards in turn; return what they took, by name."""
+def alternate(rounds: int, turns: int, sides: Mapping[str, Callable[[], Sample]]) -> dict[str, Side]:
+    """Give every side `turns` turns in each round, forwards and backwards; return what they took, by name."""
     taken: dict[str, list[Sample]] = {name: [] for name in sides}
     order = list(sides)
     for _ in range(rounds):
-        for name in order:
-            taken[name].append(sides[name]())
-        order.reverse()
+        found: dict[str, list[Sample]] = {name: [] for name in sides}
+        for _ in range(turns):
+            for name in order:
+                found[name].append(sides[name]())
+            order.reverse()
+        for name, samples in found.items():
+            taken[name].append(_together(samples))
     return {name: Side(name, tuple(samples)) for name, samples in taken.items()}
+
+
+def _together(samples: Sequence[Sample]) -> Sample:
+    """Return the turns of a round as one sample: mean cost, greatest memory, and the sums of what was counted."""
+    counts: dict[str, int] = {}
+    for sample in samples:
+        for name, count in sample.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    return Sample(fmean(sample.value for sample in samples), max(sample.peak_kib for sample in samples), counts)

@@ -23,7 +23,8 @@ def measure(bench: Bench) -> Sequence[Comparison]:
             "python -c pass": lambda: _launch(bench, "-c", "pass"),
             "--help": lambda: _launch(bench, *_accelctl("--help")),
             "run": lambda: _launch(bench, *_accelctl("run", str(hello))),
-        }
+        },
+        turns=1,
     )
     peer = sides["python -c pass"]
     return [
