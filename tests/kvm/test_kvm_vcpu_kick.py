@@ -92,6 +92,18 @@ def test_vcpu_kicked_at_any_moment_of_a_run_always_comes_out(boot) -> None:
     runner.join()
 
 
+@pytest.mark.parametrize("index", [0, 1], ids=["halted", "uninitialised"])
+def test_vcpu_kicked_while_it_sleeps_or_falls_asleep_in_the_kernel_comes_out(boot, index) -> None:
+    guest = boot("faf4", irqchip=True)  # cli; hlt
+    vcpu = (guest.vcpu, guest.vm.create_vcpu(1))[index]
+    runner = Runner(vcpu, rounds=100)
+    for _ in range(100):
+        assert runner.about_to_run.acquire(timeout=PATIENCE)
+        vcpu.kick()
+        assert runner.wait() == Interrupted()
+    runner.join()
+
+
 def test_vcpu_kicked_after_an_exit_completes_the_access_and_comes_out(boot) -> None:
     guest = boot("a100002000 e660")  # mov HOLE, %eax; out %al, $0x60
     access = guest.vcpu.run()
