@@ -199,12 +199,12 @@ class Transactions:
                 self._apply_held(changes, updates, publish=publish)
                 in_force = True
                 for listener in listeners:
-                    self._tell(listener, listener.commit)
+                    self._tell(listener, "commit")
         except BaseException:
             if not in_force:
                 with interrupts_held_back():
                     for listener in _falling(listeners):
-                        self._tell(listener, listener.abort)
+                        self._tell(listener, "abort")
             raise
         finally:
             self._committing = False
@@ -276,11 +276,14 @@ class Transactions:
             raise
 
     @staticmethod
-    def _tell(listener: MemoryListener, callback: Callable[[], None]) -> None:
+    def _tell(listener: MemoryListener, end: Literal["commit", "abort"]) -> None:
         try:
-            callback()
+            if end == "commit":
+                listener.commit()
+            else:
+                listener.abort()
         except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
-            _log.exception("memory listener '%s' failed in %s", listener.name, callback.__name__)
+            _log.exception("memory listener '%s' failed in %s", listener.name, end)
 
 
 def _map_lost(error: BaseException) -> MapLostError:
