@@ -25,6 +25,8 @@ from collections.abc import Callable
 
 from attrs import field, frozen
 
+from accel.errors import UsageError
+
 
 class ExitKind(enum.IntEnum):
     """Why a vCPU came out; small consecutive numbers, usable as a list index."""
@@ -69,9 +71,16 @@ class IoIn(Exit):
     _reply: Callable[[bytes], None] = field(repr=False, eq=False)
 
     def reply(self, value: int | bytes) -> None:
-        """Answer with `size * count` bytes, or with an int that is repeated for each item."""
+        """Answer with `size * count` bytes, or with an int that is repeated for each item.
+
+        Raises:
+            UsageError: Another number of bytes.
+        """
+        wanted = self.size * self.count
         if isinstance(value, int):
             value = (value & (1 << 8 * self.size) - 1).to_bytes(self.size, "little") * self.count
+        elif len(value) != wanted:
+            raise UsageError(f"{len(value)} bytes for a read of {wanted} from port {self.port:#x}: give {wanted}")
         self._reply(value)
 
 

@@ -99,7 +99,7 @@ class Vcpu:
     def run(self) -> Exit:
         """Enter the guest until it comes out, and return why.
 
-        A read (`IoIn`, `MmioRead`) is answered with its `reply` before the next run.
+        A read (`IoIn`, `MmioRead`) is answered with its `reply` before the next run or `read_state`.
 
         Raises:
             BackendError: The accelerator failed.

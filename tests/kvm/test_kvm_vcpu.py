@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import accel
 from accel import Debug, Halt, InternalError, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, OtherExit, Shutdown
-from accel.errors import StateError
+from accel.errors import StateError, UsageError
 from accel_kvm import abi
 from accel_kvm.ioctl import ioctl
 
@@ -81,6 +81,16 @@ def test_vcpu_string_read_repeats_a_number_for_each_item(boot) -> None:
     guest.vcpu.run().reply(0x1234)
     assert guest.vcpu.run() == Halt()
     assert guest.ram.read(0x9000, 10) == bytes.fromhex("3412") * 5
+
+
+def test_vcpu_string_read_with_too_few_bytes_is_refused_and_may_be_answered_again(boot) -> None:
+    guest = boot(STRING + "f36cf4")
+    access = guest.vcpu.run()
+    with pytest.raises(UsageError, match="4 bytes for a read of 5 from port 0x60: give 5"):
+        access.reply(b"abcd")
+    access.reply(b"abcde")
+    assert guest.vcpu.run() == Halt()
+    assert guest.ram.read(0x9000, 5) == b"abcde"
 
 
 # memory
