@@ -91,7 +91,8 @@ class RawTerminal:
 
     def _set(self, attributes: list[Any]) -> None:
         try:
-            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, attributes)
+            # At once: a terminal that nobody reads would keep TCSADRAIN waiting for ever.
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
         except termios.error:
             # The terminal is gone, and there is nothing to put back.
             pass

@@ -116,14 +116,13 @@ def _in_hex(data: Any) -> Any:
     """Return plain data with the numbers that people write in hex as such."""
     if isinstance(data, list):
         return [_in_hex(one) for one in data]
-    return (
-        {
-            key: HexInt(value) if key in _HEX_KEYS and type(value) is int and value > 9 else _in_hex(value)
-            for key, value in data.items()
-        }
-        if isinstance(data, dict)
-        else data
-    )
+    if isinstance(data, dict):
+        return {key: HexInt(one) if _is_hex(key, one) else _in_hex(one) for key, one in data.items()}
+    return data
+
+
+def _is_hex(key: str, value: object) -> bool:
+    return key in _HEX_KEYS and type(value) is int and value > 9
 
 
 def _is_table(kind: Any) -> bool:

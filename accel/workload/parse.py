@@ -29,6 +29,9 @@ from accel.workload.schema import FORMAT, TABLE_NAMES, Workload
 #: Larger files are refused before they are read.
 MAX_FILE_SIZE = 1 << 20
 
+_FIELD_SHOWN = 120
+_PROBLEM_SHOWN = 600
+
 
 def parse_file(path: str | os.PathLike[str]) -> Workload:
     """Return the workload in a TOML file.
@@ -74,12 +77,14 @@ def _read(name: str) -> str:
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for its writer.
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise WorkloadError(name, "", None, "is no regular file")
-            # One byte more shows that the file is larger, even if it grew just now.
-            data = file.read(MAX_FILE_SIZE + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                # One byte more shows that the file is larger, even if it grew just now.
+                data = file.read(MAX_FILE_SIZE + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise WorkloadError(name, "", None, "no such file") from error
     except OSError as error:
@@ -124,7 +129,13 @@ def _placed(name: str, error: BaseException) -> WorkloadError:
         error = error.exceptions[0]
         for note in getattr(error, "__notes__", ()):
             field = _joined(field, _step(note))
-    return _explained(name, field, cls, error)
+    found = _explained(name, field, cls, error)
+    # Keys may be as long as the file.
+    return WorkloadError(name, _cut(found.field, _FIELD_SHOWN), found.value, _cut(found.problem, _PROBLEM_SHOWN))
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def _step(note: str) -> str:

@@ -144,9 +144,13 @@ def _check_host(ram: int, specs: Sequence[RegionSpec]) -> None:
 def _host_size(spec: RegionSpec) -> int:
     if spec.kind == "alias":
         return 0
-    if spec.size is None and spec.contents is not None and spec.contents.is_file():
-        return spec.contents.stat().st_size
-    return spec.max_size or spec.size or 0
+    if spec.size is not None or spec.contents is None:
+        return spec.max_size or spec.size or 0
+    try:
+        return max(spec.max_size or 0, spec.contents.stat().st_size)
+    except OSError:
+        # Reading it, next, says what is wrong.
+        return 0
 
 
 def _make(spec: RegionSpec, regions: dict[str, MemoryRegion]) -> MemoryRegion:
