@@ -1,8 +1,13 @@
-"""What all tests share: lock validation, the rule that KVM tests run where KVM is usable, and its summary."""
+"""What all tests share: lock validation, the rule that KVM tests run where KVM is usable, and its summary.
+
+A test that needs a program or file of the system says so with ``@pytest.mark.needs("gcc", …)``: it is skipped with
+that reason where one is missing, and fails where ``CI`` is set, since CI installs them all.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,16 +44,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         if problem and item.get_closest_marker("kvm"):
             item.add_marker(pytest.mark.skip(reason=f"needs KVM: {problem}"))
+        elif missing := _missing(item):
+            item.stash[_MISSING] = missing
+            if "CI" not in os.environ:
+                item.add_marker(pytest.mark.skip(reason=f"needs {missing}, which is not installed"))
         kept.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+_MISSING = pytest.StashKey[str]()
+
+
+def _missing(item: pytest.Item) -> str:
+    """Return what a test needs of the system and does not find, or an empty string."""
+    needed = [name for marker in item.iter_markers("needs") for name in marker.args]
+    return ", ".join(name for name in needed if not (Path(name).exists() if "/" in name else shutil.which(name)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if missing := item.stash.get(_MISSING, ""):
+        pytest.fail(f"needs {missing}; .ci/run has to install it")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
     if item.get_closest_marker("kvm"):
-        if report.skipped and not item.config.stash[_PROBLEM]:
+        if report.skipped and not item.config.stash[_PROBLEM] and _MISSING not in item.stash:
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} was skipped although KVM is usable here: {report.longrepr}"
         elif call.when == "call" and report.passed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +16,7 @@ _SCALE = 0.005
 # 20,000 writes to a turn, 5 turns to a round.
 _WRITES_IN_A_ROUND = round(20_000 * _SCALE) * 5
 
-# Without a compiler there is no other side, so nothing to run: that is no skip for want of KVM.
-if shutil.which("gcc") or shutil.which("cc"):
-    pytestmark = pytest.mark.kvm
-else:
-    pytestmark = pytest.mark.skip(reason="the baselines need a C compiler: install gcc")
+pytestmark = [pytest.mark.kvm, pytest.mark.needs("gcc")]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

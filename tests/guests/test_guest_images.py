@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -19,24 +18,19 @@ from accel.arch import x86_boot
 
 GUESTS = Path(__file__).parents[2] / "examples" / "guests"
 IMAGES = sorted(path.name for path in (*GUESTS.glob("*.bin"), *GUESTS.glob("*.elf")))
-TOOLS = ("make", "gcc", "as", "ld", "objcopy")
+BUILDING = pytest.mark.needs("make", "gcc", "as", "ld", "objcopy")
 CONTROL_BLOCK = 0x8000
 
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two builds of all images, in directories whose names differ in length."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"building the guests needs {', '.join(missing)}")
     first, second = tmp_path_factory.mktemp("guests"), tmp_path_factory.mktemp("guests-again")
     # Under `make test` this is a make of its own, not a part of that one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     for directory in (first, second):
         command = ["make", "-C", str(GUESTS), f"OUT={directory}", f"BUILD={directory / 'build'}"]
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=100, env=environment
-        )
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, env=environment)
         assert result.returncode == 0, result.stderr
         assert "warning" not in result.stderr
     return first, second
@@ -46,11 +40,13 @@ def images_in(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".bin", ".elf")}
 
 
+@BUILDING
 def test_guest_images_built_twice_are_identical(builds: tuple[Path, Path]) -> None:
     first, second = builds
     assert images_in(first) == images_in(second)
 
 
+@BUILDING
 def test_guest_images_built_here_are_those_checked_in(builds: tuple[Path, Path]) -> None:
     built = images_in(builds[0])
     assert sorted(built) == IMAGES
@@ -80,9 +76,7 @@ def test_guest_image_is_small_and_keeps_code_and_data_apart(name: str) -> None:
 
 
 def segments_of(data: bytes) -> list[Segment]:
-    return [
-        segment for segment in ELFFile(io.BytesIO(data)).iter_segments() if segment["p_type"] == "PT_LOAD"
-    ]
+    return [segment for segment in ELFFile(io.BytesIO(data)).iter_segments() if segment["p_type"] == "PT_LOAD"]
 
 
 def test_boot_info_header_is_what_the_host_writes() -> None:

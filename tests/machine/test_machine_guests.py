@@ -136,9 +136,8 @@ def test_coalesced_console_on_kvm_loses_nothing_and_hardly_exits(bench, guests):
     assert result.exits["io"] < 200
 
 
+@pytest.mark.needs(str(SEABIOS))
 def test_seabios_on_kvm_boots_to_no_bootable_device(bench):
-    if not SEABIOS.exists():
-        pytest.fail("SeaBIOS is missing; install Debian's package seabios")
     machine = bench(memory="64M", irqchip=True).machine
     log = Watch(b"No bootable device")
     machine.attach(DebugConsole(0x402, output=log))
