@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -46,9 +47,21 @@ def spans(cell: str) -> list[str]:
 
 
 def test_api_page_has_each_public_name_once(reference):
-    groups = [own_part(part) for part in re.split(r"^## ", reference["api"].text, flags=re.MULTILINE)[1:]]
+    text = reference["api"].text.replace(reference["api"].section("In modules of their own"), "")
+    groups = [own_part(part) for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]]
     names = [spans(cells[0])[0] for group in groups for cells in rows(group)]
     assert sorted(names) == sorted(accel.__all__)
+
+
+def test_api_page_names_in_modules_exist(reference):
+    for cells in rows(reference["api"].section("In modules of their own")):
+        first, *others = spans(cells[0])
+        module, _, name = first.rpartition(".")
+        if cells[1].startswith("module:"):
+            importlib.import_module(first)
+            continue
+        for one in (name, *others):
+            assert hasattr(importlib.import_module(module), one), f"{module} has no {one}"
 
 
 CLASSES = {
@@ -202,7 +215,15 @@ def test_errors_page_says_what_each_error_carries(reference):
         assert attributes == documented, name
 
 
-# locking.md
+# architecture.md and locking.md
+
+
+def test_architecture_page_names_each_module_of_the_core(pages):
+    named = {span for _, span in pages["docs/explanation/architecture.md"].code_spans()}
+    modules = {f"accel/{path.name}" for path in (ROOT / "accel").glob("*.py") if path.name != "__init__.py"}
+    modules |= {f"accel/memory/{path.name}" for path in (ROOT / "accel/memory").glob("[a-z]*.py")}
+    modules |= {f"accel/{path.name}/" for path in (ROOT / "accel").iterdir() if (path / "__init__.py").exists()}
+    assert modules - {"accel/memory/"} <= named
 
 
 def test_locking_page_has_each_lock_class_with_its_words(pages):
@@ -210,7 +231,7 @@ def test_locking_page_has_each_lock_class_with_its_words(pages):
     for lock_class in LOCK_CLASSES:
         section = page.section(lock_class.name)
         assert f"**Rank:** {lock_class.rank}" in section
-        assert lock_class.protects in " ".join(section.split()), lock_class.name
+        assert f"**Protects:** {lock_class.protects}." in " ".join(section.split()), lock_class.name
         assert all(f"**{field}:**" in section for field in ("Type", "Protects", "Comment"))
 
 
