@@ -8,7 +8,6 @@ back. Source: QEMU commit f39b7d2b96; KVM_SET_USER_MEMORY_REGION in KVM api.rst.
 from __future__ import annotations
 
 import errno
-import heapq
 from collections.abc import Iterable
 
 from attrs import define
@@ -19,7 +18,7 @@ from accel.errors import BackendError, CapabilityError, MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
-from accel.memory.slot_plan import Policy, Slot, SlotUpdate, plan_slots, section_slots
+from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotUpdate, plan_slots, section_slots
 from accel_kvm import abi
 from accel_kvm.ioctl import ioctl
 
@@ -60,9 +59,7 @@ class KvmMemoryListener(MemoryListener):
         self._adds = SortedKeyList(key=_start)
         # Guest-physical address → _Entry. O(log n) to find by address.
         self._table = SortedDict()
-        # Numbers that were used and are free again; above them, from `_next_number` on, all are free.
-        self._free_numbers: list[int] = []
-        self._next_number = 0
+        self._numbers = SlotNumbers()
 
     # what the transaction tells
 
@@ -121,21 +118,19 @@ class KvmMemoryListener(MemoryListener):
         return [entry.slot for entry in self._table.values()]
 
     def _create(self, slot: Slot) -> None:
-        number = heapq.heappop(self._free_numbers) if self._free_numbers else self._next_number
+        number = self._numbers.take()
         try:
             self._set(number, slot, slot.size)
         except MemorySlotError:
-            if number < self._next_number:
-                heapq.heappush(self._free_numbers, number)
+            self._numbers.give_back(number)
             raise
-        self._next_number = max(self._next_number, number + 1)
         self._table[slot.gpa] = _Entry(number, slot)
 
     def _delete(self, slot: Slot) -> None:
         entry = self._table[slot.gpa]
         self._set(entry.number, slot, 0)
         del self._table[slot.gpa]
-        heapq.heappush(self._free_numbers, entry.number)
+        self._numbers.give_back(entry.number)
 
     def _set(self, number: int, slot: Slot, size: int) -> None:
         region = abi.KvmUserspaceMemoryRegion(number, _flags(slot), slot.gpa, size, slot.hva)

@@ -7,15 +7,13 @@ out by `SlotUpdate` under the slots lock, held where a deleted range is added ba
 from __future__ import annotations
 
 import errno
-import heapq
-from itertools import count
 
 from accel.address import PAGE_SIZE
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
-from accel.memory.slot_plan import Policy, Slot, SlotUpdate, plan_slots, section_slots
+from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotUpdate, plan_slots, section_slots
 from accel_mock.slots import MemSlots, slot_error
 
 
@@ -36,10 +34,9 @@ class MockMemoryListener(MemoryListener):
         self._slots_lock = Lock(SLOTS_LOCK)
         self._deletes: list[MemoryRegionSection] = []
         self._adds: list[MemoryRegionSection] = []
-        # Guest-physical address of a slot → its number; and the numbers that were used and are free again.
-        self._numbers: dict[int, int] = {}
-        self._free: list[int] = []
-        self._fresh = count()
+        self._numbers = SlotNumbers()
+        # Guest-physical address of a slot → its number.
+        self._number_at: dict[int, int] = {}
 
     def begin(self) -> None:
         """Start with empty lists."""
@@ -85,16 +82,16 @@ class MockMemoryListener(MemoryListener):
         return [one.slot for one in self._memslots.table.slots]
 
     def _create(self, slot: Slot) -> None:
-        number = heapq.heappop(self._free) if self._free else next(self._fresh)
+        number = self._numbers.take()
         try:
             self._memslots.create(number, slot)
         except MemorySlotError:
-            heapq.heappush(self._free, number)
+            self._numbers.give_back(number)
             raise
-        self._numbers[slot.gpa] = number
+        self._number_at[slot.gpa] = number
 
     def _delete(self, slot: Slot) -> None:
-        number = self._numbers[slot.gpa]
+        number = self._number_at[slot.gpa]
         self._memslots.delete(number, slot)
-        del self._numbers[slot.gpa]
-        heapq.heappush(self._free, number)
+        del self._number_at[slot.gpa]
+        self._numbers.give_back(number)

@@ -12,6 +12,7 @@ growth is one more slot. A change needs a hold if a deleted range is added back.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -187,3 +188,23 @@ class SlotUpdate(Update):
             except AccelError as error:
                 problem = f"a failed memory change could not be undone ({error})"
                 raise MapLostError(problem, map(str, self._present())) from error
+
+
+class SlotNumbers:
+    """The numbers by which an accelerator knows its slots: the lowest free one is given out first. O(log n)."""
+
+    def __init__(self) -> None:
+        # Numbers that were used and are free again; from `_fresh` on, all are free.
+        self._free: list[int] = []
+        self._fresh = 0
+
+    def take(self) -> int:
+        """Return a number that no slot has."""
+        if self._free:
+            return heapq.heappop(self._free)
+        self._fresh += 1
+        return self._fresh - 1
+
+    def give_back(self, number: int) -> None:
+        """Note that no slot has `number` any more."""
+        heapq.heappush(self._free, number)
