@@ -109,10 +109,9 @@ class Page:
         return any(re.search(r"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*mock)", text, re.MULTILINE) for text in code)
 
     @property
-    def missing(self) -> list[str]:
-        """Files that it needs and that are not there."""
-        paths = re.findall(r"^<!-- needs: (\S+) -->$", self.text, re.MULTILINE)
-        return [path for path in paths if not Path(path).exists()]
+    def needs(self) -> list[str]:
+        """Files of the system that it needs."""
+        return re.findall(r"^<!-- needs: (\S+) -->$", self.text, re.MULTILINE)
 
     def links(self) -> list[tuple[int, str]]:
         """Return `(line, target)` of each link."""
@@ -191,14 +190,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("page", pages, ids=[page.name for page in pages])
     if "run_page" in metafunc.fixturenames:
         shown = [page for page in pages if page.is_run]
-        values = [pytest.param(page, marks=_mark(page), id=page.name) for page in shown]
-        metafunc.parametrize("run_page", values)
+        metafunc.parametrize("run_page", [pytest.param(page, marks=_marks(page), id=page.name) for page in shown])
 
 
-def _mark(page: Page) -> pytest.MarkDecorator | tuple[()]:
-    if page.missing:
-        return pytest.mark.skip(reason=f"{page.name} needs {', '.join(page.missing)}, which is not installed here")
-    return pytest.mark.kvm if page.needs_kvm else ()
+def _marks(page: Page) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.needs(*page.needs)] if page.needs else []
+    return [*marks, pytest.mark.kvm] if page.needs_kvm else marks
 
 
 @pytest.fixture
