@@ -68,6 +68,10 @@ class Mount:
             RegionError: It cannot be; nothing has changed.
             AccelError: The commit failed; the map before is in force.
         """
+        if new.cut is not None and new.cut >= new.size:
+            raise RegionError(
+                self.name, f"of size {format_size(new.size)} cannot be split at {new.cut:#x}; split it lower"
+            )
         old, shown = self.state, self._shown
         # A region that stays where it is keeps its rank among regions of its priority.
         rebuild = new.cut is not None or (new.at, new.cut) != (old.at, old.cut)
@@ -102,10 +106,6 @@ class Mount:
     def _pieces(self, state: MountState) -> tuple[MemoryRegion, ...]:
         if state.cut is None:
             return (self._region,)
-        if state.cut >= state.size:
-            raise RegionError(
-                self.name, f"of size {format_size(state.size)} cannot be split at {state.cut:#x}; split it lower"
-            )
         edges = [0, state.cut, state.size] if state.cut else [0, state.size]
         return tuple(
             MemoryRegion.alias(f"{self.name}-{start:#x}", self._region, start, end - start, unmergeable=True)
@@ -155,7 +155,10 @@ def _host_size(spec: RegionSpec) -> int:
 
 def _make(spec: RegionSpec, regions: dict[str, MemoryRegion]) -> MemoryRegion:
     if spec.target is not None:
-        return MemoryRegion.alias(spec.name, regions[spec.target], spec.offset or 0, spec.size)
+        target, offset = regions[spec.target], spec.offset or 0
+        if offset >= target.size:
+            raise RegionError(spec.name, f"offset {offset:#x} is beyond '{spec.target}' of size {target.size:#x}")
+        return MemoryRegion.alias(spec.name, target, offset, spec.size)
     contents = b"" if spec.contents is None else read_image(os.fspath(spec.contents))
     size = spec.size or align_up(len(contents), PAGE_SIZE)
     if len(contents) > size:

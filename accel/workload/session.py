@@ -145,12 +145,13 @@ class Session:
     def _run(self, timeout: float | None, workers: list[Worker]) -> RunResult:
         run = self.machine.start()
         try:
-            for worker in workers:
-                worker.start()
             try:
+                for worker in workers:
+                    worker.start()
                 result = run.wait(timeout)
             except KeyboardInterrupt:
-                # The guest is stopped by now; what it did until then is still worth telling.
+                # What the guest did until then is still worth telling.
+                run.stop()
                 result = run.wait()
         finally:
             for worker in workers:
@@ -226,8 +227,7 @@ def _open_input(path: Path) -> io.FileIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise UsageError(f"input {path}: cannot be opened: {os.strerror(error.errno or 0)}") from error
-    file = io.FileIO(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise UsageError(f"input {path}: is no regular file; feed it through standard input, with --input -")
-    return file
+    return io.FileIO(descriptor, "rb")
