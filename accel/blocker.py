@@ -184,13 +184,15 @@ class AccelBlocker:
     @contextmanager
     def _outside(self) -> Iterator[None]:
         """Count the caller among those who wait."""
-        with self.gates_lock:
-            self._waiting += 1
+        counted = 0
         try:
+            with self.gates_lock:
+                self._waiting += 1
+                counted = 1
             yield
         finally:
             with self.gates_lock:
-                self._waiting -= 1
+                self._waiting -= counted
                 if not self._waiting:
                     self._all_passed.set()
 

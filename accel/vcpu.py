@@ -215,6 +215,8 @@ class Vcpu:
             gate.enter()
             return call()
         finally:
+            # Here too, where no interrupt comes in between: a gate left busy would be waited for in vain.
+            gate.busy = False
             gate.leave()
 
     def _exit(self, kind: int) -> Exit:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from accel import locks
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
 from accel.blocker import AccelBlocker
 from accel.errors import MemorySlotError
@@ -25,6 +26,15 @@ from accel.memory.transaction import Transactions
 
 #: How long a test waits for what must happen; only a failing test ever waits so long.
 PATIENCE = 20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_held() -> Iterator[None]:
+    """Whatever a test takes on its own thread it lets go of, as lock validation sees it."""
+    yield
+    left = list(locks._held.what)
+    locks._held.what.clear()
+    assert left == []
 
 
 class SlotTable(MemoryListener):
