@@ -138,7 +138,8 @@ class PluginManager:
             self._manager.register(plugin, name)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            self._manager.unregister(plugin)
+            if self._manager.is_registered(plugin):  # some versions of pluggy take it out themselves
+                self._manager.unregister(plugin)
             raise PluginError(name, source, f"breaks the hook contract: {error}") from error
         except ValueError as error:
             raise PluginError(name, source, str(error)) from error
