@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import accel
-from accel.cli.exit_codes import MEANINGS, ExitCode, error_code
+from accel.cli.exit_codes import MEANINGS, ExitCode, error_code, output_closed
 from accel.errors import AccelError
 
 #: Set to anything but 0, it shows where an error comes from.
@@ -56,6 +56,19 @@ class CommandGroup(click.Group):
             return command
         self._add_plugin_commands()
         return self.commands.get(name)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command and return its exit code; errors end here, where click would take some for its own."""
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except SystemExit as error:
+            if output_closed(error.__context__):
+                return ExitCode.OUTPUT_CLOSED  # as rich ends the process
+            return error.code if isinstance(error.code, int) else ExitCode.HOST_FAILED
+        except Exception as error:  # noqa: BLE001 - the command line's last word
+            return _failed(error)
 
     def _add_plugin_commands(self) -> None:
         """Let each plugin add its commands, once; one that fails is named and keeps nobody from working."""
@@ -99,15 +112,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except Terminated as error:
         return 128 + error.number
-    except SystemExit as error:
-        # click ends like this where the output was closed, and Python where somebody asked for it.
-        return ExitCode.OUTPUT_CLOSED if isinstance(error.__context__, BrokenPipeError) else _exit_code(error)
-    except Exception as error:  # noqa: BLE001 - the command line's last word
-        return _failed(error)
-
-
-def _exit_code(error: SystemExit) -> int:
-    return error.code if isinstance(error.code, int) else ExitCode.HOST_FAILED
+    except SystemExit:
+        # click ends like this where it could not print help, since whoever read it has gone.
+        return ExitCode.OUTPUT_CLOSED
 
 
 def _failed(error: Exception) -> int:
