@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from accel.errors import InhibitTimeoutError, StateError
 from accel.housekeeper import Housekeeper
+from accel.interrupts import interrupts_held_back
 from accel.result import Outcome, RunResult
 from accel.run_control import RunControl
 from accel.vcpu_thread import VcpuThread
@@ -44,7 +45,11 @@ class Run:
         self._unassigned_before = vm.memory.unassigned + vm.io.unassigned
 
     def start(self) -> None:
-        """Start the threads; called once."""
+        """Start the threads; called once. An interrupt (Ctrl-C) meanwhile is raised once all of them are."""
+        with interrupts_held_back():
+            self._start_threads()
+
+    def _start_threads(self) -> None:
         started = 0
         try:
             self._housekeeper.start()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 import accel
 from accel.cli.exit_codes import MEANINGS, ExitCode, error_code, output_closed
+from accel.cli.signals import ending_signals
 from accel.errors import AccelError
 
 #: Set to anything but 0, it shows where an error comes from.
@@ -25,18 +26,6 @@ DEBUG_VARIABLE = "ACCEL_DEBUG"
 
 _COMMANDS = ("run", "list", "demo")
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
-
-
-class Terminated(BaseException):
-    """A signal asks the process to end; raised in the main thread so that everything is put in order first.
-
-    Attributes:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name} received")
-        self.number = number
 
 
 class CommandGroup(click.Group):
@@ -101,6 +90,11 @@ def group() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; see `accel.cli.exit_codes`."""
+    with ending_signals() as ending:
+        return ending.exit_code(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = group.main(arguments, prog_name="accelctl", standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.SUCCESS
@@ -110,8 +104,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         # click makes an Abort of Ctrl-C.
         return ExitCode.INTERRUPTED
-    except Terminated as error:
-        return 128 + error.number
     except SystemExit:
         # click ends like this where it could not print help, since whoever read it has gone.
         return ExitCode.OUTPUT_CLOSED
@@ -124,7 +116,9 @@ def _failed(error: Exception) -> int:
     if code is ExitCode.OUTPUT_CLOSED:
         _discard_output()
     else:
-        click.echo(click.style("accelctl: ", bold=True) + printable(_message(error)), err=True)
+        # A terminal that is gone takes no message either.
+        with suppress(OSError):
+            click.echo(click.style("accelctl: ", bold=True) + printable(_message(error)), err=True)
     return code
 
 

@@ -56,7 +56,11 @@ def _options(context: click.Context, parameter: click.Parameter, values: tuple[s
 
 @click.command("run")
 @click.argument("target", metavar="[IMAGE|WORKLOAD.toml]", required=False)
-@click.option("--accel", metavar="NAMES", help="Accelerators to try, in order, such as kvm,mock.  [default: kvm]")
+@click.option(
+    "--accel",
+    metavar="NAMES",
+    help="Accelerators to try, in order, such as kvm,mock.  [default: all, the preferred first]",
+)
 @click.option("--memory", metavar="SIZE", callback=_size, help="RAM, such as 512M.  [default: 64M]")
 @click.option("--cpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(

@@ -10,8 +10,8 @@ Ctrl-A c       sends Ctrl-C to the guest
 Ctrl-A Ctrl-A  sends Ctrl-A to the guest
 =============  ==========================
 
-The terminal is put back when the block ends, by atexit, and before SIGTERM, SIGHUP or SIGTSTP has its effect. Source:
-termios(3).
+The terminal is put back when the block ends, which SIGTERM and SIGHUP do too (`accel.cli.signals`), by atexit, and
+while SIGTSTP suspends the process. Source: termios(3).
 """
 
 from __future__ import annotations
@@ -25,12 +25,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from accel.cli.app import Terminated
-
 ESCAPE = b"\x01"
 HINT = "serial line on this terminal: Ctrl-A x ends the run, Ctrl-A c sends Ctrl-C, Ctrl-C interrupts"
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 #: A character of 0 switches a special key off (_POSIX_VDISABLE on Linux).
 _DISABLED = b"\0"
 
@@ -56,14 +53,12 @@ class RawTerminal:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._saved: list[Any] = termios.tcgetattr(descriptor)
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._suspend_handler: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
-                self._handlers[number] = signal.signal(number, self._end)
-            self._handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
         atexit.register(self.restore)
+        if threading.current_thread() is threading.main_thread():
+            self._suspend_handler = signal.signal(signal.SIGTSTP, self._suspend)
         self._make_raw()
         return self
 
@@ -72,8 +67,8 @@ class RawTerminal:
     ) -> None:
         self.restore()
         atexit.unregister(self.restore)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._suspend_handler is not None:
+            signal.signal(signal.SIGTSTP, self._suspend_handler)
 
     def restore(self) -> None:
         """Put the terminal back; may be called twice, and when it is gone."""
@@ -96,9 +91,6 @@ class RawTerminal:
         except termios.error:
             # The terminal is gone, and there is nothing to put back.
             pass
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        raise Terminated(number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         self.restore()

@@ -15,6 +15,7 @@ from attrs import Factory, frozen
 
 from accel.arch.x86 import BootMode
 from accel.errors import WorkloadError
+from accel.plugins import default_accelerators
 from accel.program import GuestProgram
 from accel.result import Outcome
 
@@ -54,14 +55,14 @@ class MachineSpec:
     """``[machine]``.
 
     Attributes:
-        accelerators: Which to try, in order.
+        accelerators: Which to try, in order; by default all that are installed, the preferred first.
         memory: Bytes of RAM.
         cpus: Number of vCPUs.
         irqchip: Interrupt controllers; None has them if there is firmware.
         pit: Interval timer; None has it if there are interrupt controllers.
     """
 
-    accelerators: Accelerators = Accelerators(("kvm",))
+    accelerators: Accelerators = Factory(lambda: Accelerators(default_accelerators()))
     memory: Size = Size(64 << 20)
     cpus: Count = Count(1)
     irqchip: bool | None = None
@@ -223,7 +224,7 @@ class Workload:
         accelerator_options: ``[accelerator.NAME]``: options by accelerator name.
     """
 
-    machine: MachineSpec = MachineSpec()
+    machine: MachineSpec = Factory(MachineSpec)
     image: ImageSpec = ImageSpec()
     accelerator_options: Mapping[str, Mapping[str, object]] = Factory(dict)
     devices: tuple[DeviceSpec, ...] = ()

@@ -17,6 +17,7 @@ from typing import BinaryIO, Self, cast
 from attrs import evolve
 
 from accel.errors import ImageError, UsageError
+from accel.interrupts import interrupts_held_back
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
 from accel.machine import Machine
@@ -24,6 +25,7 @@ from accel.options import parse_options
 from accel.plugins import plugin_manager
 from accel.program import GuestProgram
 from accel.result import RunResult
+from accel.run import Run
 from accel.workload.changes import Changes
 from accel.workload.console import Console
 from accel.workload.expect import judge
@@ -143,13 +145,17 @@ class Session:
         return self.line
 
     def _run(self, timeout: float | None, workers: list[Worker]) -> RunResult:
-        run = self.machine.start()
+        run: Run | None = None
         try:
             try:
-                for worker in workers:
-                    worker.start()
+                with interrupts_held_back():
+                    run = self.machine.start()
+                    for worker in workers:
+                        worker.start()
                 result = run.wait(timeout)
             except KeyboardInterrupt:
+                if run is None:
+                    raise
                 # What the guest did until then is still worth telling.
                 run.stop()
                 result = run.wait()

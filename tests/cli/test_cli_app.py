@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ import pytest
 import accel
 from accel import errors
 from accel.cli import app
-from accel.cli.app import CommandGroup, Terminated, printable
+from accel.cli.app import CommandGroup, printable
 from accel.cli.exit_codes import MEANINGS, ExitCode, error_code, report_code
 from accel.errors import BackendError, DeviceError, GuestCrashError, MapLostError, NoAcceleratorError
 from accel.hookspecs import hookimpl
+from accel.interrupts import interrupts_held_back
 from accel.plugins import PluginManager
 from accel.result import Outcome, RunResult
 from accel.workload.expect import Verdict
@@ -200,11 +202,60 @@ def test_main_unexpected_error_is_called_a_bug(
     )
 
 
-@pytest.mark.parametrize(("error", "code"), [(SystemExit(7), 7), (SystemExit("no"), 5), (Terminated(15), 143)])
+@pytest.mark.parametrize(("error", "code"), [(SystemExit(7), 7), (SystemExit("no"), 5)])
 def test_main_ending_that_was_asked_for_keeps_its_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_failing(error, monkeypatch) == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_main_signal_ends_it_as_an_interrupt_with_its_own_code(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[bool] = []
+
+    @click.command("wait")
+    def command() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(True)
+
+    group = CommandGroup("accelctl")
+    group.add_command(command)
+    monkeypatch.setattr(app, "group", group)
+    assert app.run(["wait"]) == 128 + number
+    assert cleaned == [True]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_main_signal_waits_while_interrupts_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[bool] = []
+
+    @click.command("wait")
+    def command() -> None:
+        with interrupts_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(True)
+
+    group = CommandGroup("accelctl")
+    group.add_command(command)
+    monkeypatch.setattr(app, "group", group)
+    assert app.run(["wait"]) == 143
+    assert done == [True]
+
+
+@pytest.mark.parametrize("ignored", ["INT", "HUP"])
+def test_main_signal_that_is_ignored_is_left_alone(ignored: str) -> None:
+    code = (
+        f"import signal\nsignal.signal(signal.SIG{ignored}, signal.SIG_IGN)\n"
+        "from accel.cli import app\nfrom accel.cli.signals import ending_signals\n"
+        f"with ending_signals():\n    signal.raise_signal(signal.SIG{'TERM' if ignored == 'INT' else 'HUP'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == (-signal.SIGTERM if ignored == "INT" else 0)
+    assert done.stderr == b""
 
 
 def report(

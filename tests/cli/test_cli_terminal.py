@@ -146,7 +146,7 @@ def test_terminal_is_restored_before_a_signal_ends_it(start: Start, guests: Path
     terminal = start("run", guests / "echo.elf")
     terminal.until_raw()
     terminal.process.send_signal(number)
-    assert terminal.end() == 128 + number
+    assert terminal.end() == 128 + number, terminal.shown
     assert terminal.settings() == terminal.before
 
 
