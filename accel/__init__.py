@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accel import devices as devices
     from accel import errors as errors
+    from accel import program as program
     from accel.address import AddressRange as AddressRange
     from accel.arch.x86 import BootMode as BootMode
     from accel.arch.x86 import X86State as X86State
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from accel.backend import VcpuBackend as VcpuBackend
     from accel.backend import VmBackend as VmBackend
     from accel.backend import VmConfig as VmConfig
+    from accel.devices.base import Device as Device
+    from accel.devices.base import DeviceType as DeviceType
     from accel.devices.port_handler import PortAccess as PortAccess
     from accel.errors import AccelError as AccelError
     from accel.exits import Debug as Debug
@@ -38,12 +41,15 @@ if TYPE_CHECKING:
     from accel.exits import Shutdown as Shutdown
     from accel.hookspecs import hookimpl as hookimpl
     from accel.machine import Machine as Machine
+    from accel.memory.address_space import AddressSpace as AddressSpace
     from accel.memory.listener import MemoryListener as MemoryListener
     from accel.memory.region import MemoryRegion as MemoryRegion
     from accel.options import Option as Option
     from accel.plugins import open_accelerator as open_accelerator
     from accel.program import GuestProgram as GuestProgram
+    from accel.result import Outcome as Outcome
     from accel.result import RunResult as RunResult
+    from accel.result import VcpuResult as VcpuResult
     from accel.run import Run as Run
     from accel.vcpu import Vcpu as Vcpu
     from accel.vm import OpenAccelerator as OpenAccelerator
@@ -54,10 +60,13 @@ _WHERE = {
     "AccelError": "accel.errors",
     "Accelerator": "accel.backend",
     "AddressRange": "accel.address",
+    "AddressSpace": "accel.memory.address_space",
     "Availability": "accel.backend",
     "BootMode": "accel.arch.x86",
     "Capability": "accel.backend",
     "Debug": "accel.exits",
+    "Device": "accel.devices.base",
+    "DeviceType": "accel.devices.base",
     "ExitKind": "accel.exits",
     "FailEntry": "accel.exits",
     "GuestProgram": "accel.program",
@@ -74,12 +83,14 @@ _WHERE = {
     "OpenAccelerator": "accel.vm",
     "Option": "accel.options",
     "OtherExit": "accel.exits",
+    "Outcome": "accel.result",
     "PortAccess": "accel.devices.port_handler",
     "Run": "accel.run",
     "RunResult": "accel.result",
     "Shutdown": "accel.exits",
     "Vcpu": "accel.vcpu",
     "VcpuBackend": "accel.backend",
+    "VcpuResult": "accel.result",
     "Vm": "accel.vm",
     "VmBackend": "accel.backend",
     "VmConfig": "accel.backend",
@@ -88,12 +99,14 @@ _WHERE = {
     "open_accelerator": "accel.plugins",
 }
 
+_MODULES = ("devices", "errors", "program")
+
 __version__ = "0.1.0"
-__all__ = [*_WHERE, "__version__", "devices", "errors"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__", *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:
-    if name in ("devices", "errors"):
+    if name in _MODULES:
         return importlib.import_module(f"accel.{name}")
     if name in _WHERE:
         value = getattr(importlib.import_module(_WHERE[name]), name)

@@ -23,9 +23,9 @@ never held by it, and a vCPU that handles an exit (and may wait for the big lock
 The one known call that a kick may not free is a vCPU that waits for a user-space page fault: that ends in
 `InhibitTimeoutError`, before anything has changed.
 
-*Nobody starves.* Whoever waited through one inhibit passes in before the next begins: an inhibitor that comes
-back at once would otherwise win every time, since those who wait must first be scheduled. They need nothing
-that the inhibitor holds, so this wait ends; it is bounded all the same.
+*Nobody starves.* Whoever waited through one inhibit gets a chance to pass in before the next begins, for a
+millisecond: an inhibitor that comes back at once would otherwise win every time, since those who wait must first be
+scheduled. They need nothing that the inhibitor holds, so this wait cannot deadlock.
 
 *Mark-then-look needs store-load order.* With the GIL, CPython gives it: both threads run under one lock.
 Free-threaded builds do not order a store before a later load of another field, so there the gates
@@ -56,8 +56,9 @@ from accel.locks import GATE, GATES_LOCK, Lock, check_order, note_released, note
 
 _log = logging.getLogger("accel.blocker")
 
-#: Longest wait, in seconds, of a new inhibit for those that the last one held.
-_FAIRNESS_TIMEOUT = 0.1
+#: Longest wait, in seconds, of a new inhibit for those that the last one held: long enough for a thread that has a
+#: core to pass, short enough that more busy vCPUs than cores don't slow every change to the pace of the scheduler.
+_FAIRNESS_TIMEOUT = 0.001
 
 #: Longest time, in seconds, that the wait for quiet goes without letting an interrupt through.
 _INTERRUPT_PERIOD = 0.1

@@ -149,7 +149,9 @@ class Machine:
         mode: BootMode | str | None = None,
         loader: str | None = None,
     ) -> None:
-        """Put an image into memory and the vCPUs at its entry point; the machine must not be running.
+        """Put an image into memory, the vCPUs at its entry point and the devices into their power-on state.
+
+        The machine must not be running.
 
         Args:
             image: A path, the image's bytes, a loaded `Image`, or a guest program.
@@ -171,6 +173,7 @@ class Machine:
             if "program" in executes:
                 for vcpu in self.vm.vcpus:
                     vcpu.load_program(image)
+                self._reset_devices()
                 return
             from accel.loaders.program import program_image
 
@@ -181,12 +184,19 @@ class Machine:
         if image.executes not in executes:
             raise CapabilityError(f"{self.accelerator} cannot execute {image.executes}, which {image.name} is")
         self._place(image)
+        self._reset_devices()
 
     # running
 
     def start(self) -> Run:
-        """Start the vCPUs; returns at once. Raises StateError if they run already."""
+        """Start the vCPUs; returns at once.
+
+        Raises:
+            StateError: They run already, or this is inside a transaction.
+        """
         self._check_open()
+        if self.vm.transactions.active:
+            raise StateError("start inside a memory transaction could wait for ever; leave the `with` first")
         if self._run is not None and not self._run.done:
             raise StateError("the machine runs already; stop it first")
         if self._run is not None:
@@ -303,6 +313,11 @@ class Machine:
         shift = HIGH_RAM_START - self.ram_below_4g if where.start >= HIGH_RAM_START else 0
         self.ram.write(where.start - shift, data)
         self.ram.clear(where.start - shift + len(data), where.size - len(data))
+
+    def _reset_devices(self) -> None:
+        with self.vm.big_lock:
+            for device in self.devices:
+                device.reset()
 
     def _flush(self, wait: float) -> None:
         for device in self.devices:

@@ -194,6 +194,9 @@ class VcpuThread:
 
     def _note_unserved(self, kind: int, exited: int) -> None:
         """Count a crash at an address that RAM served all the time: the unprotected change's worst case."""
+        if exited == self.vcpu.gate.entered:
+            # No change began or was under way since the entry, so there was no gap to fall into.
+            return
         try:
             address = self.vcpu.backend.fault_address() if kind == ExitKind.INTERNAL_ERROR else None
         except AccelError:

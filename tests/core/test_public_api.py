@@ -63,7 +63,7 @@ def test_public_api_type_checkers_see_what_is_imported_lazily() -> None:
         for alias in node.names
     }
     assert {name: where for name, where in typed.items() if where != "accel"} == accel._WHERE
-    assert {name for name, where in typed.items() if where == "accel"} == {"devices", "errors"}
+    assert {name for name, where in typed.items() if where == "accel"} == {"devices", "errors", "program"}
     assert set(typed) | {"__version__"} == set(accel.__all__)
 
 

@@ -90,6 +90,14 @@ def test_crashing_guest_on_kvm_names_vcpu_reason_and_place(bench, image, reason)
     assert result.spurious_faults == 0
 
 
+def test_crash_without_any_memory_change_is_no_spurious_fault(bench):
+    one = bench()
+    one.machine.load(b"\xcc", mode="long64")  # int3 without an interrupt table, in the machine's own RAM
+    result = one.machine.run(timeout=10)
+    assert result.outcome is Outcome.CRASHED
+    assert result.spurious_faults == 0
+
+
 def test_halting_guest_on_kvm_ends_as_halted(bench):
     result = bench("halt.bin", cpus=2).machine.run(timeout=10)
     assert result.outcome is Outcome.HALTED

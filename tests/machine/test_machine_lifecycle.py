@@ -91,7 +91,7 @@ def test_stop_and_pause_in_a_device_handler_do_not_wait_for_themselves(bench):
     assert machine.run(timeout=10).outcome is Outcome.STOPPED
 
 
-@pytest.mark.parametrize("call", ["pause", "stop", "wait"])
+@pytest.mark.parametrize("call", ["pause", "stop", "wait", "start"])
 def test_waiting_calls_inside_a_transaction_are_refused(touching, call):
     run = touching.start()
     with touching.transaction(), pytest.raises(StateError, match="inside a memory transaction"):
@@ -324,3 +324,16 @@ def test_close_releases_everything_although_a_device_raises(bench):
         machine.close()
     assert machine.vm.closed
     assert all(vcpu.closed for vcpu in machine.vm.vcpus)
+
+
+def test_load_resets_the_devices(bench):
+    one = bench("hello.bin")
+    resets = []
+
+    class Counting(accel.devices.DebugExit):
+        def reset(self):
+            resets.append(one.machine.vm.big_lock.held())
+
+    one.machine.attach(Counting(port=0x600))
+    one.machine.load(b"\xf4")
+    assert resets == [True]

@@ -164,7 +164,7 @@ def test_dump_then_parse_gives_an_equal_workload(workload: Workload) -> None:
 
 def test_dump_reads_as_people_write_it() -> None:
     workload = Workload(
-        machine=MachineSpec(cpus=Count(2)),
+        machine=MachineSpec(accelerators=Accelerators(("kvm",)), cpus=Count(2)),
         accelerator_options={"kvm": {"hold": "unsafe"}},
         image=ImageSpec(path=FilePath(FOLDER / "guest.elf")),
         devices=(DeviceSpec("serial", {"port": 0x3F8}),),

@@ -219,7 +219,7 @@ BAD = {
     ),
     "expect console": (BASE + "[expect]\nconsole_contains = [1]", "expect.console_contains = [1]:", "must be text"),
     "expect accelerator": (
-        BASE + "[expect]\naccelerator = 'mock'",
+        BASE + "[machine]\naccelerators = ['kvm']\n[expect]\naccelerator = 'mock'",
         "expect.accelerator = 'mock':",
         "is not in machine",
     ),
@@ -386,3 +386,11 @@ def test_parse_any_data_is_a_workload_or_a_workload_error(data: dict[str, object
 @given(st.text(max_size=60))
 def test_parse_any_text_is_a_workload_or_a_workload_error(text: str) -> None:
     check_refusal(BASE + text)
+
+
+def test_parse_machine_without_accelerators_takes_all_with_the_preferred_first(tmp_path: Path) -> None:
+    path = tmp_path / "workload.toml"
+    path.write_text(BASE)
+    names = parse_file(path).machine.accelerators
+    assert names[0] == "kvm"
+    assert set(names) >= {"kvm", "mock", "hvf"}
