@@ -273,9 +273,7 @@ class DeviceError(AccelError):
         vcpu: Index of the vCPU, or None where no vCPU was waiting for it.
     """
 
-    def __init__(
-        self, device: str, access: str, address: int | None, vcpu: int | None, cause: BaseException
-    ) -> None:
+    def __init__(self, device: str, access: str, address: int | None, vcpu: int | None, cause: BaseException) -> None:
         place = access if address is None else f"{access} {address:#x}"
         who = "" if vcpu is None else f" for vCPU {vcpu}"
         super().__init__(f"device '{device}' raised {type(cause).__name__} at {place}{who}: {cause}")
