@@ -32,7 +32,7 @@ Free-threaded builds do not order a store before a later load of another field, 
 mark and look under a lock (`accel.gate`).
 
 *Poison.* If a failed change cannot be undone, the VM stays inhibited for good, and whoever waits outside or comes
-later gets `MapLostError` instead of waiting.
+later gets `MapLostError` instead of waiting. Closing a VM does the same, with `ClosedError`.
 
 What would break it: looking before marking; resetting the event after the scan; a second thread running the
 same vCPU; taking a lock inside a gate that the inhibitor holds, above all the big lock. Lock validation
@@ -49,7 +49,7 @@ from contextlib import contextmanager
 
 from attrs import define
 
-from accel.errors import InhibitTimeoutError, MapLostError, StateError
+from accel.errors import AccelError, ClosedError, InhibitTimeoutError, MapLostError, StateError
 from accel.gate import VcpuGate, make_gate
 from accel.interrupts import deliver_interrupts
 from accel.locks import GATE, GATES_LOCK, Lock, check_order, note_released, note_taken, validation_enabled
@@ -97,7 +97,8 @@ class AccelBlocker:
         self._owner = 0
         self._depth = 0
         self._held_since = 0.0
-        self._poison: MapLostError | None = None
+        # Makes what whoever comes gets, once nobody may enter any more.
+        self._refusal: Callable[[], AccelError] | None = None
         # Immutable, replaced under gates_lock, so that a scan needs no lock.
         self._gates: tuple[VcpuGate, ...] = ()
         # Thread → the VM call it is in. Guarded by gates_lock.
@@ -128,7 +129,7 @@ class AccelBlocker:
 
     def wait_outside(self, gate: VcpuGate) -> None:
         """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
-        if self._owner == threading.get_ident() and self._poison is None:
+        if self._owner == threading.get_ident() and self._refusal is None:
             return
         with self._outside():
             while True:
@@ -148,6 +149,7 @@ class AccelBlocker:
 
         Raises:
             MapLostError: The VM is poisoned.
+            ClosedError: The VM is closed.
         """
         me = threading.get_ident()
         if self._big_lock.held() or me in self._vm_calls:
@@ -249,9 +251,28 @@ class AccelBlocker:
             self._open()
 
     def poison(self, error: MapLostError) -> None:
-        """Never let a vCPU in again: whoever tries gets `error`. Needs the big lock."""
+        """Never let anyone in again: whoever tries gets `error`. Needs the big lock."""
+
+        def again() -> MapLostError:
+            fresh = MapLostError(error.problem, error.slots)
+            fresh.__cause__ = error
+            return fresh
+
+        self._refuse(again)
+
+    def close(self) -> None:
+        """Never let anyone in again, since the VM is going: whoever tries gets ClosedError. Needs the big lock."""
+        self._refuse(lambda: ClosedError("the VM is closed"))
+
+    def check(self) -> None:
+        """Raise what whoever enters gets: MapLostError if the VM is poisoned, ClosedError if it is closed."""
+        if self._refusal is not None:
+            # A new one for each who asks: an exception that is raised again and again grows.
+            raise self._refusal()
+
+    def _refuse(self, refusal: Callable[[], AccelError]) -> None:
         self._big_lock.assert_held()
-        self._poison = error
+        self._refusal = refusal
         with self.gates_lock:
             self.inhibited = True
         self._opened.set()
@@ -260,17 +281,11 @@ class AccelBlocker:
                 try:
                     gate.kick(gate.thread_id)
                 except Exception:  # noqa: BLE001 - the others must come out all the same
-                    _log.exception("%s of a VM whose memory map is lost could not be kicked", gate.name)
-
-    def check(self) -> None:
-        """Raise MapLostError if the VM is poisoned."""
-        if self._poison is not None:
-            # One of its own for each who asks: an exception that is raised again and again grows.
-            raise MapLostError(self._poison.problem, self._poison.slots) from self._poison
+                    _log.exception("%s could not be kicked out of a VM that nobody may enter any more", gate.name)
 
     def _open(self) -> None:
         self._depth = 0
-        if self._poison is None:
+        if self._refusal is None:
             with self.gates_lock:
                 self.inhibited = False
         self._owner = 0

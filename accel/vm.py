@@ -54,9 +54,10 @@ class OpenAccelerator:
         return vm
 
     def close(self) -> None:
-        """Close the VMs that are left; may be called twice."""
+        """Close the VMs that are left; may be called twice. Raises InhibitTimeoutError as `Vm.close` does."""
         while self._vms:
-            self._vms.pop().close()
+            self._vms[-1].close()
+            self._vms.pop()
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +90,12 @@ class Vm:
         self.blocker = AccelBlocker(self.big_lock)
         timeout_ms = options.get("inhibit_timeout_ms", 10_000)
         assert isinstance(timeout_ms, int)
+        self._inhibit_timeout = timeout_ms / 1000
         self.transactions = Transactions(
             self.big_lock,
             self.blocker,
             hold=str(options.get("hold", "inhibit")),
-            inhibit_timeout=timeout_ms / 1000,
+            inhibit_timeout=self._inhibit_timeout,
             before_commit=self.drain,
         )
         self.closed = False
@@ -175,12 +177,18 @@ class Vm:
             raise DeviceError(name, "coalesced write to", address, None, error) from error
 
     def close(self) -> None:
-        """Close the vCPUs and the VM; may be called twice. No vCPU may be running."""
+        """Bring every vCPU out, and close them and the VM; may be called twice.
+
+        Raises:
+            InhibitTimeoutError: A vCPU did not come out; nothing is closed, and close may be retried.
+        """
         with self.big_lock:
             if self.closed:
                 return
-            self.closed = True
-            with ExitStack() as stack:  # all of it happens, whatever raises
+            with self.blocker.inhibit(self._inhibit_timeout), ExitStack() as stack:  # all of it, whatever raises
+                self.closed = True
+                # Whoever waits outside, or comes later, hears of it instead of calling into what is gone.
+                self.blocker.close()
                 stack.callback(self.backend.close)
                 for vcpu in self.vcpus:
                     stack.callback(vcpu.close)

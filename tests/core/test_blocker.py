@@ -15,7 +15,7 @@ import pytest
 
 from accel import gate as gate_module
 from accel.blocker import AccelBlocker
-from accel.errors import InhibitTimeoutError, LockError, MapLostError, StateError
+from accel.errors import ClosedError, InhibitTimeoutError, LockError, MapLostError, StateError
 from accel.locks import BIG_LOCK, SLOTS_LOCK, Lock
 
 PATIENCE = 20
@@ -369,6 +369,50 @@ def test_blocker_gate_left_between_scan_and_wait_is_noticed(
     assert blocker.stats.wait_seconds < PATIENCE / 2
 
 
+def test_blocker_gate_that_steps_back_after_the_scan_is_noticed(
+    blocker: AccelBlocker, big_lock: Lock, spawn, monkeypatch
+) -> None:
+    """It had marked itself when the inhibitor looked, and sees the inhibitor when it looks itself."""
+    monkeypatch.setattr("accel.blocker._INTERRUPT_PERIOD", PATIENCE)
+    threads = []
+
+    def kick(thread_id: int) -> None:
+        threads.append(spawn(lambda: blocker.wait_outside(gate)))
+        until(lambda: blocker._waiting == 1 and not gate.busy)
+
+    gate = blocker.add_gate("vCPU 0", kick)
+    gate.busy = True
+    with big_lock, blocker.inhibit(PATIENCE):
+        assert not gate.busy
+    threads[0].join()
+    assert gate.busy
+    assert blocker.stats.wait_seconds < PATIENCE / 2
+
+
+def test_blocker_vm_call_that_ends_wakes_who_waits_for_it(
+    blocker: AccelBlocker, big_lock: Lock, spawn, monkeypatch
+) -> None:
+    monkeypatch.setattr("accel.blocker._INTERRUPT_PERIOD", PATIENCE)
+    inside, waiting = threading.Event(), threading.Event()
+    wait = blocker.left.wait
+
+    def tell_and_wait(timeout: float) -> bool:
+        waiting.set()
+        return wait(timeout)
+
+    def call() -> None:
+        with blocker.vm_call("set_irq"):
+            inside.set()
+            assert waiting.wait(PATIENCE)
+
+    blocker.left.wait = tell_and_wait
+    thread = spawn(call)
+    assert inside.wait(PATIENCE)
+    _inhibit_once(blocker, big_lock)
+    thread.join()
+    assert blocker.stats.wait_seconds < PATIENCE / 2
+
+
 def test_blocker_event_is_reset_before_the_gates_are_looked_at(blocker: AccelBlocker, big_lock: Lock) -> None:
     steps = []
 
@@ -635,7 +679,7 @@ def test_blocker_poison_kicks_the_others_if_one_cannot_be(blocker: AccelBlocker,
     _poison(blocker, big_lock)
     for thread in threads[1:]:
         thread.join()
-    assert "vCPU 0 of a VM whose memory map is lost could not be kicked" in caplog.text
+    assert "vCPU 0 could not be kicked out of a VM that nobody may enter any more" in caplog.text
     vcpus[0].kicked.set()
     threads[0].join()
 
@@ -693,6 +737,26 @@ def test_blocker_poison_with_many_threads_around_leaves_none_behind(
     assert not any(gate.busy for gate in blocker.gates)
     assert blocker._vm_calls == {}
     assert blocker._waiting == 0
+
+
+# closing
+
+
+def test_blocker_closed_refuses_everybody_and_wakes_who_waits(blocker: AccelBlocker, big_lock: Lock, spawn) -> None:
+    vcpu = Vcpu(blocker)
+    with big_lock, blocker.inhibit(PATIENCE):
+        thread = spawn(vcpu.run)
+        until(lambda: blocker._waiting == 1)
+        blocker.close()
+        with pytest.raises(ClosedError, match="the VM is closed"):
+            thread.join()
+    with pytest.raises(ClosedError):
+        vcpu.gate.enter()
+    with pytest.raises(ClosedError), blocker.vm_call("set_irq"):
+        pass
+    assert not vcpu.gate.busy
+    with pytest.raises(LockError):
+        blocker.close()
 
 
 # stress

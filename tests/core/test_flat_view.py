@@ -147,7 +147,7 @@ def _continue_each_other(one: tuple | None, other: tuple | None) -> bool:
 
 
 def _expected(answers: list[tuple | None]) -> list[tuple]:
-    """Return (start, end, region, offset, readonly) of the sections that `answers` mean."""
+    """Return (start, end, region, offset, readonly, unmergeable) of the sections that `answers` mean."""
     found: list[list] = []
     for at, answer in enumerate(answers):
         if answer is None:
@@ -155,12 +155,12 @@ def _expected(answers: list[tuple | None]) -> list[tuple]:
         if at and found and found[-1][1] == at and _continue_each_other(answers[at - 1], answer):
             found[-1][1] = at + 1
         else:
-            found.append([at, at + 1, *answer[:3]])
+            found.append([at, at + 1, *answer[:4]])
     return [tuple(one) for one in found]
 
 
 def _sections(view: FlatView) -> list[tuple]:
-    return [(one.range.start, one.range.end, one.region, one.offset, one.readonly) for one in view]
+    return [(one.range.start, one.range.end, one.region, one.offset, one.readonly, one.unmergeable) for one in view]
 
 
 @settings(max_examples=250)
@@ -243,9 +243,30 @@ def test_flat_view_of_two_aliases_side_by_side_is_one_section() -> None:
     root, target = MemoryRegion.container("root"), MemoryRegion.ram("ram", 0x2000)
     root.add(MemoryRegion.alias("low", target, 0, 0x1000), 0x10000)
     root.add(MemoryRegion.alias("high", target, 0x1000), 0x11000)
-    assert _sections(render(root)) == [(0x10000, 0x12000, target, 0, False)]
+    assert _sections(render(root)) == [(0x10000, 0x12000, target, 0, False, False)]
     root.children[0].set_readonly(True)
     assert len(render(root)) == 2
+
+
+@pytest.mark.parametrize("apart", ["low", "high", "both", "target"])
+def test_flat_view_of_what_must_stay_apart_is_two_sections(apart: str) -> None:
+    root, target = MemoryRegion.container("root"), MemoryRegion.ram("ram", 0x2000)
+    target.unmergeable = apart == "target"
+    low = MemoryRegion.alias("low", target, 0, 0x1000, unmergeable=apart in ("low", "both"))
+    high = MemoryRegion.alias("high", target, 0x1000, unmergeable=apart in ("high", "both"))
+    root.add(low, 0x10000)
+    root.add(high, 0x11000)
+    assert [(one.range.start, one.unmergeable) for one in render(root)] == [
+        (0x10000, apart != "high"),
+        (0x11000, apart != "low"),
+    ]
+
+
+def test_flat_view_of_parts_with_a_gap_between_them_is_two_sections() -> None:
+    root, target = MemoryRegion.container("root"), MemoryRegion.ram("ram", 0x2000)
+    root.add(MemoryRegion.alias("low", target, 0, 0x1000), 0x10000)
+    root.add(MemoryRegion.alias("high", target, 0x1000), 0x20000)
+    assert [(one.range.start, one.offset) for one in render(root)] == [(0x10000, 0), (0x20000, 0x1000)]
 
 
 def test_flat_view_of_a_documented_example() -> None:

@@ -72,6 +72,13 @@ def test_interrupt_held_back_by_nested_blocks_arrives_at_the_end_of_the_outer() 
     assert steps == ["between", "last"]
 
 
+def test_interrupt_held_back_by_nested_blocks_can_be_delivered_inside() -> None:
+    with interrupts_held_back(), interrupts_held_back():
+        interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            deliver_interrupts()
+
+
 def test_interrupt_without_one_nothing_is_raised_and_the_handler_is_back() -> None:
     with interrupts_held_back():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

@@ -106,6 +106,18 @@ def test_listeners_are_called_by_priority_and_equal_ones_by_registration(stage, 
     assert callbacks == sorted(callbacks, key=["begin", "del", "add", "prepare", "commit"].index)
 
 
+def test_listeners_of_several_spaces_are_called_by_priority_too(stage, log) -> None:
+    stage.memory.add_listener(Recorder(log, "memory", 5))
+    stage.io.add_listener(Recorder(log, "io", 1))
+    log.clear()
+    with stage.transaction():
+        stage.memory.add(mmio("m"), 0)
+        stage.io.add(mmio("port", 8), 0)
+    assert [line for line in log if "@" not in line] == [
+        "io: begin", "memory: begin", "io: prepare", "memory: prepare", "io: commit", "memory: commit",
+    ]  # fmt: skip
+
+
 def test_listener_aborts_are_told_from_high_priority_to_low(stage, log) -> None:
     for name, priority in [("low", 0), ("mid", 3), ("mid2", 3), ("high", 20)]:
         stage.memory.add_listener(Recorder(log, name, priority))

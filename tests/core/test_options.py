@@ -48,6 +48,7 @@ def test_option_parse_of_a_value_that_fits(option: Option, given: object, value:
     [
         (COUNT, 0, "must be at least 1"),
         (COUNT, "65", "must be at most 64"),
+        (Option("ports", "int", 1, "how many", maximum=1 << 16), 1 << 17, "must be at most 65536"),
         (COUNT, True, "must be a whole number"),
         (COUNT, 1.0, "must be a whole number"),
         (COUNT, "four", "must be a whole number"),

@@ -201,6 +201,8 @@ def test_region_move_and_resize_keep_within_the_address_space() -> None:
     with pytest.raises(RegionError, match=r"2\^64"):
         child.resize(0)
     assert (child.offset, child.size) == (TOP - 0x100, 0x100)
+    root.remove(child)
+    child.resize(0x200)
 
 
 def test_region_resize_of_ram_keeps_contents_and_address() -> None:
@@ -276,6 +278,10 @@ def test_region_of_a_vm_claims_a_container_that_it_is_put_into(make_stage) -> No
         box.add(region, 0x1000)
     with pytest.raises(RegionError, match="belongs to another VM"):
         other.memory.add(crate, 0)
+    with pytest.raises(ZeroDivisionError), stage.transaction():
+        crate.remove(box)
+        raise ZeroDivisionError
+    assert crate.children == (box,)
     stage.memory.add(crate, 0)
     assert stage.memory.view.find(0x1000).region is region
     stage.check()
@@ -324,7 +330,7 @@ def test_region_edit_in_a_failed_transaction_is_taken_back(stage, edit) -> None:
 
 
 def test_region_read_and_write_outside_are_refused() -> None:
-    region = ram(size=16)
+    region = ram(size=16, max_size=64)
     region.write(12, b"wxyz")
     assert region.read(12, 4) == b"wxyz"
     for offset, size in [(13, 4), (-1, 2), (16, 1), (17, 0), (0, -1), (0, 17)]:

@@ -304,6 +304,9 @@ class Planned(MemoryListener):
         if self.fail_commit is not None:
             raise self.fail_commit
 
+    def abort(self) -> None:
+        self.log.append(f"abort {self.name}")
+
 
 class PlannedUpdate(Update):
     def __init__(self, listener: Planned) -> None:
@@ -341,7 +344,7 @@ def test_transaction_refused_in_prepare_changes_nothing(stage, planned, log) -> 
     with pytest.raises(MemorySlotError) as caught:
         stage.memory.add(ram(), 0)
     assert caught.value is refusal
-    assert log == []
+    assert log == ["abort c", "abort b", "abort a"]
     assert stage.memory.root.children == ()
     assert stage.slots.calls == []
     stage.check()
@@ -364,7 +367,8 @@ def test_transaction_failing_in_apply_undoes_all_appliers_in_reverse(stage, plan
     with pytest.raises(AccelError, match="no"):
         stage.memory.add(ram(), 0)
     done = "abc"[: failing + 1]
-    assert log == [f"apply {name}" for name in done] + [f"undo {name}" for name in reversed(done)]
+    assert log[:-3] == [f"apply {name}" for name in done] + [f"undo {name}" for name in reversed(done)]
+    assert log[-3:] == ["abort c", "abort b", "abort a"]
     assert stage.memory.view is view
     assert stage.memory.root.children == ()
     stage.check()
@@ -395,7 +399,7 @@ def test_transaction_failing_at_each_slot_call_leaves_the_map_before(make_stage,
                 stage.memory.add(ram("three"), 0x10000)
         except MemorySlotError as error:
             assert error.errno == errno.ENOMEM
-            assert log == ["apply first", "undo first"]
+            assert log == ["apply first", "undo first", "abort first"]
             assert stage.memory.view is view
             assert stage.slots.slots == slots
             assert str(stage.memory) == tree
@@ -443,7 +447,7 @@ def test_transaction_poison_has_the_failed_undo_as_its_cause(stage, planned, log
     planned[1].fail_undo = error
     with pytest.raises(MapLostError, match="undo") as caught:
         stage.memory.add(ram(), 0)
-    assert log == ["apply a", "apply b", "undo b"]
+    assert log[:3] == ["apply a", "apply b", "undo b"]
     assert caught.value is error or caught.value.__cause__ is error
     with pytest.raises(MapLostError):
         stage.blocker.check()
@@ -465,6 +469,7 @@ def test_transaction_interrupted_after_publishing_takes_nothing_back(stage, plan
     region = ram()
     with pytest.raises(SystemExit):
         stage.memory.add(region, 0)
+    assert not any("abort" in line for line in log)
     assert region.parent is stage.memory.root
     assert names(stage.memory) == [(0, "ram")]
     assert stage.transactions.commits == 1
