@@ -10,7 +10,7 @@ from attrs import Factory, asdict, frozen
 import accel
 from accel.address import format_size
 from accel.options import Option
-from accel.plugins import plugin_manager, probe
+from accel.plugins import default_accelerators, find_accelerator, plugin_manager, probe
 
 
 @frozen
@@ -59,9 +59,10 @@ class Entry:
 
 
 def accelerators() -> list[Entry]:
-    """Probe every accelerator and return them by name."""
+    """Probe every accelerator and return them in the order in which they are tried."""
     entries = []
-    for accelerator in plugin_manager().accelerators().values():
+    for name in default_accelerators():
+        accelerator = find_accelerator(name)
         found = probe(accelerator)
         entries.append(
             Entry(

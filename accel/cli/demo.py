@@ -6,7 +6,7 @@ import click
 
 
 @click.command("demo")
-@click.option("--accel", metavar="NAMES", default="kvm,mock", show_default=True, help="Accelerators to try, in order.")
+@click.option("--accel", metavar="NAMES", help="Accelerators to try, in order.  [default: all]")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 60),
@@ -15,7 +15,7 @@ import click
     help="How long each side of the race runs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
-def command(accel: str, seconds: float, as_json: bool) -> int:
+def command(accel: str | None, seconds: float, as_json: bool) -> int:
     """Run a guest that computes, then show what happens when its memory changes while it runs.
 
     First unprotected, where the guest finds no memory for a moment, then protected. Exits with 0 only if there were

@@ -20,7 +20,7 @@ from accel.cli.app import printable
 from accel.cli.exit_codes import ExitCode
 from accel.cli.race import Hold, Side, TouchImage, TouchProgram, race
 from accel.errors import NoAcceleratorError, UsageError
-from accel.plugins import find_accelerator, parse_accelerators, probe
+from accel.plugins import default_accelerators, find_accelerator, parse_accelerators, probe
 from accel.program import ERRORS, Add, GuestProgram, Load, Loop, Out, Store, text
 from accel.testing.images import image_file
 from accel.testing.programs import CONSOLE_PORT, EXIT_PORT
@@ -68,7 +68,7 @@ class Chosen:
         return "x86" in self.accelerator.executes
 
 
-def run_demo(names: str, seconds: float, *, as_json: bool) -> int:
+def run_demo(names: str | None, seconds: float, *, as_json: bool) -> int:
     """Run the demo and return its exit code."""
     chosen = choose(names)
     console = Console(highlight=False, quiet=as_json)
@@ -95,10 +95,10 @@ def run_demo(names: str, seconds: float, *, as_json: bool) -> int:
     return ExitCode.SUCCESS if passed else ExitCode.EXPECTATION_FAILED
 
 
-def choose(names: str) -> Chosen:
+def choose(names: str | None) -> Chosen:
     """Return the first accelerator that can be used. Raises NoAcceleratorError with the reasons if none can."""
     reasons: dict[str, str] = {}
-    for name in parse_accelerators(names):
+    for name in default_accelerators() if names is None else parse_accelerators(names):
         try:
             accelerator = find_accelerator(name)
         except UsageError as error:
@@ -163,8 +163,9 @@ def _progress(console: Console, label: str, seconds: float) -> Iterator[Callable
 def _introduce(console: Console, chosen: Chosen) -> None:
     host = f" ({chosen.host})" if chosen.host else ""
     console.print(Text(f"accel {accel.__version__} on {chosen.accelerator.name}{host}", style="bold"))
-    for name in chosen.passed_over:
-        console.print(Text(f"{name} cannot be used here, so {chosen.accelerator.name} shows it", style="yellow"))
+    if chosen.passed_over:
+        names = " and ".join(chosen.passed_over)
+        console.print(Text(f"{names} cannot be used here, so {chosen.accelerator.name} shows it", style="yellow"))
     console.print()
 
 
@@ -242,8 +243,7 @@ def _show_race(console: Console, unprotected: Side, protected: Side) -> None:
 
 def _conclude(console: Console, chosen: Chosen, report: Report, *, passed: bool) -> None:
     if not chosen.runs_code:
-        _say(console, Text(printable(_what_kvm_needs(chosen))))
-        console.print()
+        _tell_what_code_needs(console, chosen)
     if passed:
         console.print(Text("The same guest, the same changes: faults without protection, none with it.", style="green"))
     elif not report.passed:
@@ -252,11 +252,15 @@ def _conclude(console: Console, chosen: Chosen, report: Report, *, passed: bool)
         console.print(Text("The race did not show faults without protection and none with it.", style="bold red"))
 
 
-def _what_kvm_needs(chosen: Chosen) -> str:
-    words = f"{chosen.accelerator.name} interprets programs, and models the gap. Machine code needs KVM"
-    if "kvm" in chosen.passed_over:
-        return f"{words}, which says here: {chosen.passed_over['kvm']}"
-    return f"{words}: accelctl demo --accel kvm"
+def _tell_what_code_needs(console: Console, chosen: Chosen) -> None:
+    words = f"{chosen.accelerator.name} interprets programs, and models the gap. Machine code on a real processor needs"
+    if not chosen.passed_over:
+        _say(console, Text(f"{words} another accelerator; see accelctl list accelerators."))
+    else:
+        _say(console, Text(f"{words} one of these, which say here:"))
+    for name, reason in chosen.passed_over.items():
+        console.print(Padding(Text(printable(f"{name}: {reason}"), style="yellow"), (0, 0, 0, 6), expand=False))
+    console.print()
 
 
 def _headline(console: Console, number: str, words: str) -> None:

@@ -49,9 +49,9 @@ def test_demo_without_kvm_runs_the_mock_and_says_how_to_get_kvm(accelctl_after: 
     text = " ".join(done.stdout.decode().split())
     assert done.returncode == 0, text
     assert "on mock" in text
-    assert "kvm cannot be used here, so mock shows it" in text
+    assert "kvm and hvf cannot be used here, so mock shows it" in text
     assert "counting to 7000 by sevens done" in text
-    assert "Machine code needs KVM, which says here: open /nonexistent/kvm failed: ENOENT" in text
+    assert "Machine code on a real processor needs one of these, which say here: kvm: open /nonexistent/kvm" in text
     assert "load the module kvm_intel or kvm_amd" in text
 
 
