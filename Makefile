@@ -42,6 +42,8 @@ bench: $(STAMP) ## measure beside C; needs gcc and KVM
 
 guests: ## build the example guests again; needs gcc and binutils
 	$(MAKE) -C examples/guests
+	cp examples/guests/hello.bin examples/guests/touch.elf examples/workloads
+	cp examples/guests/compute.elf examples/guests/touch.elf accel/testing/images
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
