@@ -10,9 +10,7 @@ from accel.arch.placement import Placer, merge_ranges, show_ranges, subtract_ran
 
 SPACE = 64
 RANGES = st.lists(
-    st.tuples(st.integers(0, SPACE), st.integers(0, SPACE)).map(
-        lambda pair: AddressRange(min(pair), max(pair))
-    ),
+    st.tuples(st.integers(0, SPACE), st.integers(0, SPACE)).map(lambda pair: AddressRange(min(pair), max(pair))),
     max_size=8,
 )
 
@@ -46,9 +44,7 @@ def test_placer_any_requests_takes_the_lowest_free_aligned_place(ram, taken, req
     placer = Placer(ram, taken, window)
     free = (addresses(ram) & addresses([window])) - addresses(taken)
     for size, alignment in requests:
-        fitting = [
-            start for start in range(0, SPACE, alignment) if free.issuperset(range(start, start + size))
-        ]
+        fitting = [start for start in range(0, SPACE, alignment) if free.issuperset(range(start, start + size))]
         found = placer.place(size, alignment)
         if not fitting:
             assert found is None
