@@ -108,8 +108,6 @@ class PluginManager:
             if point.name in self.blocked:
                 info = PluginInfo(point.name, source, PluginError(point.name, source, "switched off"))
             elif point.name in self.plugins:
-                if self.plugins[point.name].distribution == source:
-                    continue  # the same distribution is on the path twice
                 other = self.plugins[point.name].distribution
                 problem = f"the name is taken by {other}; uninstall one of them"
                 self.plugins[f"{point.name} ({source})"] = PluginInfo(

@@ -133,6 +133,14 @@ def test_blocker_new_arrivals_wait_outside(blocker: AccelBlocker, big_lock: Lock
     thread.join()
 
 
+def test_blocker_arrivals_wait_without_spinning(blocker: AccelBlocker, big_lock: Lock) -> None:
+    """The event that they wait for is reset by each inhibit, not only by the first."""
+    for _ in range(2):
+        with big_lock, blocker.inhibit(PATIENCE):
+            assert not blocker._opened.is_set()
+        assert blocker._opened.is_set()
+
+
 def test_blocker_owner_thread_passes(blocker: AccelBlocker, big_lock: Lock) -> None:
     gate = blocker.add_gate("vCPU 0", lambda thread: 1 / 0)
     with big_lock, blocker.inhibit(PATIENCE):
@@ -648,7 +656,9 @@ def test_blocker_poisoned_lets_nobody_in_again(blocker: AccelBlocker, big_lock: 
 
 def test_blocker_poison_raises_an_error_of_its_own_for_each(blocker: AccelBlocker, big_lock: Lock) -> None:
     """One shared exception would grow by a traceback each time and mix up threads."""
-    _poison(blocker, big_lock)
+    first = MapLostError("an undo failed", ["slot 1"])
+    with big_lock:
+        blocker.poison(first)
     caught = []
     for _ in range(3):
         with pytest.raises(MapLostError) as info:
@@ -657,10 +667,12 @@ def test_blocker_poison_raises_an_error_of_its_own_for_each(blocker: AccelBlocke
     assert len(set(map(id, caught))) == 3
     assert len({str(one) for one in caught}) == 1
     assert {one.slots for one in caught} == {("slot 1",)}
+    assert all(one.__cause__ is first for one in caught)
 
 
 def test_blocker_poison_brings_out_who_is_inside(blocker: AccelBlocker, big_lock: Lock, spawn) -> None:
     vcpus = [Vcpu(blocker, index) for index in range(2)]
+    outside = Vcpu(blocker, 2)
     threads = [spawn(vcpu.run) for vcpu in vcpus]
     for vcpu in vcpus:
         assert vcpu.inside.wait(PATIENCE)
@@ -668,6 +680,7 @@ def test_blocker_poison_brings_out_who_is_inside(blocker: AccelBlocker, big_lock
     for vcpu, thread in zip(vcpus, threads, strict=True):
         thread.join()
         assert len(vcpu.kicks) == 1
+    assert outside.kicks == []
 
 
 def test_blocker_poison_kicks_the_others_if_one_cannot_be(blocker: AccelBlocker, big_lock: Lock, spawn, caplog) -> None:

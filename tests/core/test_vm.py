@@ -241,6 +241,8 @@ def test_vm_closed_refuses_use_and_closes_each_thing_once(vm: Vm) -> None:
     ):
         with pytest.raises(ClosedError, match="closed"):
             use()
+    with pytest.raises(ClosedError, match="its memory does not change any more"):
+        region.set_enabled(True)
     assert vm.backend.irqs == []
     assert not vm.big_lock.held()
 
