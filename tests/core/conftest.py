@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from accel import locks
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
@@ -23,6 +24,10 @@ from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
 from accel.memory.served import ServedHistory
 from accel.memory.slot_plan import Policy, Slot, SlotUpdate, plan_slots, section_slots
 from accel.memory.transaction import Transactions
+
+# No test asserts a time, also not by Hypothesis's limit for an example; a failure prints how to repeat it.
+settings.register_profile("accel", deadline=None, print_blob=True)
+settings.load_profile("accel")
 
 #: How long a test waits for what must happen; only a failing test ever waits so long.
 PATIENCE = 20
