@@ -302,23 +302,26 @@ def test_blocker_timeout_lets_those_go_on_who_came_meanwhile(blocker: AccelBlock
         thread.join()
 
 
-def test_blocker_who_leaves_at_the_last_moment_is_no_timeout(blocker: AccelBlocker, big_lock: Lock, spawn) -> None:
+def test_blocker_who_leaves_at_the_last_moment_is_no_timeout(
+    blocker: AccelBlocker, big_lock: Lock, spawn, monkeypatch
+) -> None:
     """When the wait has run out, the gates are looked at once more before anybody is blamed."""
     vcpu = Vcpu(blocker)
     vcpu.gate.kick = lambda thread: None
     thread = spawn(vcpu.run)
     assert vcpu.inside.wait(PATIENCE)
-    wait = blocker.left.wait
+    wait, now, ahead = blocker.left.wait, time.perf_counter, [0.0]
+    monkeypatch.setattr("accel.blocker.time.perf_counter", lambda: now() + ahead[0])
 
     def wait_in_vain(timeout: float) -> bool:
         vcpu.kicked.set()
         until(lambda: not vcpu.gate.busy)
         assert wait(PATIENCE)
-        time.sleep(timeout)
+        ahead[0] = 2 * PATIENCE
         return False
 
     blocker.left.wait = wait_in_vain
-    with big_lock, blocker.inhibit(0.05):
+    with big_lock, blocker.inhibit(PATIENCE):
         assert not vcpu.gate.busy
     thread.join()
 
@@ -517,6 +520,8 @@ def test_blocker_leaving_a_gate_that_was_never_entered_is_harmless(blocker: Acce
     gate.leave()
     with big_lock, blocker.inhibit(PATIENCE):
         gate.leave()
+        assert blocker.inhibited
+    assert not gate.busy
 
 
 # VM calls

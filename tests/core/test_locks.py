@@ -98,7 +98,7 @@ def test_lock_released_in_another_order_is_forgotten() -> None:
     big.release()
     slots.release()
     with ring:
-        pass
+        assert ring.held()
     with big:
         pass
 
@@ -128,10 +128,12 @@ def test_lock_that_could_not_be_taken_leaves_no_trace(spawn) -> None:
 def test_lock_order_of_other_threads_is_their_own(spawn) -> None:
     def other() -> None:
         with Lock(BIG_LOCK):
-            pass
+            taken.append(True)
 
+    taken: list[bool] = []
     with Lock(GATES_LOCK):
         spawn(other).join()
+    assert taken == [True]
 
 
 def test_lock_assertions_say_what_is_wrong() -> None:
@@ -189,8 +191,9 @@ def test_lock_without_validation_is_the_c_lock() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_lock_without_validation_checks_no_order() -> None:
-    with Lock(GATES_LOCK), Lock(BIG_LOCK) as _:
-        pass
+    big = Lock(BIG_LOCK)
+    with Lock(GATES_LOCK), big:
+        assert big.held()
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("yes", True), ("0", False), ("", False), (None, False)])

@@ -55,4 +55,7 @@ def test_debug_exit_read_gives_zero_and_ends_nothing() -> None:
 
 
 def test_debug_exit_before_it_is_connected_does_nothing() -> None:
-    DebugExit().write(0, 1, 1)
+    device, host = DebugExit(), Host()
+    device.write(0, 1, 1)
+    device.connect(host)
+    assert host.statuses == []

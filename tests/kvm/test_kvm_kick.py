@@ -89,9 +89,7 @@ def test_kick_install_by_many_threads_at_once_agrees(kick_signal: int) -> None:
 def test_kick_install_over_the_programs_handler_is_refused_and_leaves_it(kick_signal: int) -> None:
     seen: list[int] = []
     signal.signal(kick_signal, lambda number, frame: seen.append(number))
-    with pytest.raises(
-        OptionError, match=r"kvm\.kick_signal = .*handles SIG.*set kvm\.kick_signal"
-    ) as caught:
+    with pytest.raises(OptionError, match=r"kvm\.kick_signal = .*handles SIG.*set kvm\.kick_signal") as caught:
         kick.install(kick_signal)
     assert caught.value.value == kick_signal
     signal.raise_signal(kick_signal)
@@ -181,9 +179,7 @@ def test_kick_thread_that_has_ended_is_harmless(kick_signal: int) -> None:
 
 def test_kick_thread_of_another_process_reaches_nobody(kick_signal: int) -> None:
     kick.install(kick_signal)
-    sleeper = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         kick.kick_thread(sleeper.pid, kick_signal)
     finally:

@@ -120,6 +120,7 @@ def test_set_irq_with_irqchip_is_taken_before_and_after_there_are_vcpus(open_vm)
     vm.set_irq(4, True)
     vm.create_vcpu(0)
     vm.set_irq(4, False)
+    assert [vcpu.index for vcpu in vm.vcpus] == [0]
 
 
 # in a process of their own

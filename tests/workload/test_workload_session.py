@@ -218,6 +218,7 @@ def test_session_close_twice_is_fine() -> None:
     session = Session(on_mock(HELLO))
     session.close()
     session.close()
+    assert session.machine.vm.closed
 
 
 # on KVM
