@@ -38,7 +38,7 @@ docs: $(STAMP) ## run every example in the documentation and check its links
 	$(BIN)/python -m pytest tests/docs
 
 bench: $(STAMP) ## measure beside C; needs gcc and KVM
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --check
 
 guests: ## build the example guests again; needs gcc and binutils
 	$(MAKE) -C examples/guests

@@ -18,7 +18,7 @@ import pluggy
 from attrs import define, field
 
 from accel import hookspecs
-from accel.backend import Accelerator, Availability
+from accel.backend import Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import NoAcceleratorError, PluginError, UsageError
 from accel.hookspecs import hookimpl
 from accel.options import nearest, parse_options
@@ -234,14 +234,47 @@ def default_accelerators() -> tuple[str, ...]:
     return tuple(one.name for one in sorted(known, key=lambda one: (-one.priority, one.name)))
 
 
+class _Missing(Accelerator):
+    """Stands for the accelerators of a plugin that is switched off or broken: passed over, with the reason."""
+
+    executes = frozenset()
+
+    def __init__(self, name: str, error: PluginError) -> None:
+        self.name = name  # type: ignore[misc]  # a class attribute of those that a plugin registers
+        self._error = error
+
+    def probe(self) -> Availability:
+        return Availability(False, str(self._error))
+
+    def create_vm(self, config: VmConfig) -> VmBackend:
+        raise self._error
+
+
 def find_accelerator(name: str) -> Accelerator:
-    """Return the registered accelerator of this name. Raises UsageError, with the nearest name, without one."""
+    """Return the accelerator of this name; one whose plugin is switched off or broken says so when it is probed.
+
+    Raises:
+        UsageError: There is no plugin or accelerator of this name; tells the nearest.
+    """
     known = plugin_manager().accelerators()
-    if name not in known:
-        broken = plugin_manager().plugins.get(name)
-        why = f" ({broken.error})" if broken is not None and broken.error is not None else ""
-        raise UsageError(f"no accelerator '{name}'{why}; {nearest(name, known)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    plugin = plugin_manager().plugins.get(name)
+    if plugin is not None and plugin.error is not None:
+        return _Missing(name, plugin.error)
+    raise UsageError(f"no accelerator '{name}'; {nearest(name, known)}")
+
+
+def check_options(name: str, given: Mapping[str, object]) -> None:
+    """Check options for the accelerator `name`; those of a plugin that is switched off or broken are not known.
+
+    Raises:
+        UsageError: There is no such accelerator.
+        OptionError: An option is unknown or does not fit.
+    """
+    accelerator = find_accelerator(name)
+    if not isinstance(accelerator, _Missing):
+        parse_options(f"accelerator.{name}", accelerator.options, given)
 
 
 def probe(accelerator: Accelerator) -> Availability:
@@ -273,10 +306,10 @@ def open_accelerator(
     options = options or {}
     wanted = [find_accelerator(name) for name in parse_accelerators(names)]
     for name in options:
-        parse_options(f"accelerator.{name}", find_accelerator(name).options, options[name])
+        check_options(name, options[name])
     reasons: dict[str, str] = {}
     for accelerator in wanted:
-        if executes is not None and executes not in accelerator.executes:
+        if executes is not None and executes not in accelerator.executes and not isinstance(accelerator, _Missing):
             can = " or ".join(sorted(accelerator.executes))
             reasons[accelerator.name] = f"executes {can}, and this needs {executes}"
             continue

@@ -10,7 +10,7 @@ from accel.address import format_size
 from accel.arch.x86 import ram_layout
 from accel.errors import AddressError, OptionError, UsageError, WorkloadError
 from accel.options import nearest, parse_options
-from accel.plugins import find_accelerator, plugin_manager
+from accel.plugins import check_options, find_accelerator, plugin_manager
 from accel.workload.schema import ChangeSpec, RegionSpec, Workload
 
 #: The name by which an alias shows the machine's own RAM.
@@ -46,10 +46,11 @@ def _check_accelerators(workload: Workload) -> None:
             raise _problem("machine.accelerators", name, str(error)) from error
     for name, options in workload.accelerator_options.items():
         try:
-            declared = find_accelerator(name).options
+            check_options(name, options)
+        except OptionError:
+            raise
         except UsageError as error:
             raise _problem(f"accelerator.{name}", None, str(error)) from error
-        parse_options(f"accelerator.{name}", declared, options)
     wanted = workload.expect.accelerator
     if wanted is not None and wanted not in workload.machine.accelerators:
         advice = nearest(wanted, workload.machine.accelerators)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from textwrap import dedent
 import pytest
 
 import accel
-from accel.backend import Accelerator, Availability
+from accel.backend import Accelerator, Availability, VmConfig
 from accel.devices.base import Device, DeviceType
 from accel.errors import AccelError, NoAcceleratorError, OptionError, PluginError, UsageError
 from accel.hookspecs import hookimpl
@@ -90,6 +91,7 @@ DISTRIBUTIONS = {
 
 SCRIPT = """
 import json
+import re
 from accel.plugins import plugin_manager
 
 manager = plugin_manager()
@@ -389,12 +391,29 @@ def test_open_accelerator_hands_options_to_their_accelerator_only(registered) ->
     assert open_accelerator("no,yes", options=options).options == {"speed": 9}
 
 
-def test_find_accelerator_says_what_is_wrong_with_a_plugin_of_that_name(monkeypatch) -> None:
+@pytest.fixture
+def without_kvm(monkeypatch) -> None:
     manager = PluginManager(frozenset({"kvm"}))
     manager.load_entry_points()
     monkeypatch.setattr("accel.plugins.plugin_manager", lambda: manager)
-    with pytest.raises(UsageError, match=r"no accelerator 'kvm' \(plugin 'kvm' .*switched off\)"):
-        find_accelerator("kvm")
+
+
+@pytest.mark.usefixtures("without_kvm")
+def test_accelerator_of_a_plugin_that_is_switched_off_is_passed_over_with_the_reason() -> None:
+    assert open_accelerator("kvm,mock").name == "mock"
+    with pytest.raises(NoAcceleratorError) as caught:
+        open_accelerator("kvm,hvf", executes="x86")
+    assert re.fullmatch(r"plugin 'kvm' \(from .*\): switched off", caught.value.reasons["kvm"])
+    with pytest.raises(PluginError, match="switched off"):
+        find_accelerator("kvm").create_vm(VmConfig())
+    with pytest.raises(UsageError, match="no accelerator 'kvn'"):
+        open_accelerator("kvn,mock")
+
+
+@pytest.mark.usefixtures("without_kvm")
+def test_options_of_an_accelerator_that_is_switched_off_cannot_be_checked_and_do_no_harm() -> None:
+    options = {"kvm": {"anything": 1}, "mock": {"hold": "unsafe"}}
+    assert open_accelerator("kvm,mock", options=options).options["hold"] == "unsafe"
 
 
 def test_default_accelerators_are_by_priority_then_by_name(registered) -> None:
