@@ -55,8 +55,7 @@ def test_check_fits_outside_ram_names_segment_ram_and_advice(address, size, advi
         check_fits(image((0, 1), (address, size)), RAM)
     message = str(caught.value)
     assert message.startswith(
-        f"guest.elf: segment 1 at {AddressRange.sized(address, size)} is not in RAM, "
-        "which is [0x0, 0x4000000); "
+        f"guest.elf: segment 1 at {AddressRange.sized(address, size)} is not in RAM, which is [0x0, 0x4000000); "
     )
     assert advice in message
 

@@ -25,9 +25,7 @@ def test_flat_without_address_goes_where_the_mode_expects_it(mode, expected_mode
     image = load(mode=mode)
     assert image.mode is expected_mode
     assert image.entry == address
-    assert [(item.address, item.data, item.size) for item in image.segments] == [
-        (address, b"\xf4" * 512, 512)
-    ]
+    assert [(item.address, item.data, item.size) for item in image.segments] == [(address, b"\xf4" * 512, 512)]
     assert (image.name, image.loader, image.rom, image.executes) == ("guest.bin", "flat", (), "x86")
 
 
