@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Whether plain stores and loads are ordered between threads.
 GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
+#: Later than any generation: keeps no view of the past.
+NEVER = 1 << 62
+
 
 class VcpuGate:
     """One vCPU's gate.
@@ -26,7 +29,7 @@ class VcpuGate:
         busy: Written by the thread that runs the vCPU only; read by the inhibitor.
         operation: The call it is in, for diagnostics. Owned by the vCPU's thread.
         thread_id: Native id of the thread that runs the vCPU. Owned by that thread.
-        entered: The map generation at the last entry (see `accel.memory.served`).
+        entered: The map generation at the last entry (see `accel.memory.served`), or `NEVER` where nobody asks.
     """
 
     __slots__ = ("_blocker", "busy", "entered", "kick", "name", "operation", "thread_id")
@@ -40,7 +43,7 @@ class VcpuGate:
         self.busy = False
         self.operation = ""
         self.thread_id = 0
-        self.entered = 0
+        self.entered = NEVER
 
     def enter(self) -> None:
         """Pass in; waits outside while another thread inhibits. Called by the vCPU's thread.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from accel.errors import AccelError, DeviceError, GuestCrashError
 from accel.exits import ExitKind, unpack_io
+from accel.gate import NEVER
 from accel.memory.address_space import AddressSpace
 from accel.mmio_dispatch import MmioDispatch
 from accel.port_dispatch import PortDispatch
@@ -85,6 +86,7 @@ class VcpuThread:
             self._control.fail(error)
         finally:
             vcpu.gate.leave()
+            vcpu.gate.entered = NEVER
             vcpu.unbind()
             self._ports.clear()
             self._devices.clear()

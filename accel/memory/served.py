@@ -53,7 +53,7 @@ class ServedHistory:
     def complete(self, entered: Iterable[int]) -> None:
         """Note that the map is what was started last; forget views older than all generations in `entered`."""
         self.completed = self.started
-        oldest = min(entered, default=self.completed)
+        oldest = min((self.completed, *entered))
         while len(self._views) > 1 and (
             self._views[0][0] < oldest or len(self._views) > MAX_VIEWS or self._section_count > MAX_SECTIONS
         ):

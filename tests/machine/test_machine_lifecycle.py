@@ -337,3 +337,13 @@ def test_load_resets_the_devices(bench):
     one.machine.attach(Counting(port=0x600))
     one.machine.load(b"\xf4")
     assert resets == [True]
+
+
+def test_changes_without_a_running_vcpu_keep_no_views_of_the_past(bench):
+    one = bench("halt.bin", cpus=2)
+    one.machine.run(timeout=10)
+    extra = accel.MemoryRegion.ram("extra", "1M", max_size="2M")
+    one.machine.memory.add(extra, at=0x1000_0000)
+    for size in ("2M", "1M") * 10:
+        extra.resize(size)
+    assert len(one.machine.vm.history._views) == 1
