@@ -13,11 +13,12 @@ from accel.arch.x86 import HIGH_RAM_START, BootMode, ram_layout
 from accel.arch.x86_boot import plan_boot
 from accel.devices.base import Device
 from accel.devices.port_handler import PortAccess, PortHandler
-from accel.errors import AddressError, CapabilityError, ClosedError, DeviceError, StateError, UsageError
+from accel.errors import CapabilityError, ClosedError, DeviceError, StateError, UsageError
 from accel.loaders.checks import check_fits
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
 from accel.memory.address_space import AddressSpace
+from accel.memory.ram_block import check_host_memory
 from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Atomic
 from accel.plugins import open_accelerator, plugin_manager
@@ -98,7 +99,7 @@ class Machine:
         """
         size = parse_size(memory)
         ram_layout(size)
-        _check_host(size)
+        check_host_memory(size, f"memory {format_size(size)} is")
         if cpus < 1:
             raise UsageError(f"{cpus} vCPUs: a machine needs at least one")
         opened = open_accelerator(accelerators, options=options, executes=executes)
@@ -336,10 +337,3 @@ class Machine:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the machine is closed; create another one")
-
-
-def _check_host(size: int) -> None:
-    """Refuse more RAM than the host has. Raises AddressError."""
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > host:
-        raise AddressError(f"memory {format_size(size)} is more than this host has ({host / (1 << 30):.1f}G); use less")

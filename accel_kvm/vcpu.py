@@ -50,6 +50,9 @@ def _kinds() -> list[int]:
     return kinds
 
 
+_KINDS = tuple(_kinds())
+
+
 class KvmVcpu(VcpuBackend):
     """One vCPU of KVM.
 
@@ -108,7 +111,7 @@ class KvmVcpu(VcpuBackend):
             self._bytes[_IMMEDIATE_EXIT] = 0
             if self._kicked:
                 self._bytes[_IMMEDIATE_EXIT] = 1
-        return self._rare(_kinds()[self._words[_REASON_WORD] & 0xFF])
+        return self._rare(_KINDS[self._words[_REASON_WORD] & 0xFF])
 
     def read_state(self) -> X86State:
         """Read all registers (KVM_GET_REGS, KVM_GET_SREGS)."""
@@ -177,7 +180,7 @@ class KvmVcpu(VcpuBackend):
 
     def _make_run(self) -> Callable[[], int]:
         """Return `run` as a closure: this is the path of every guest exit."""
-        fd, words, kinds = self.fd, self._words, _kinds()
+        fd, words, kinds = self.fd, self._words, _KINDS
         call, request, reason_word, rare = _enter, abi.KVM_RUN, _REASON_WORD, int(ExitKind.SHUTDOWN)
 
         def run() -> int:

@@ -18,6 +18,21 @@ from accel.errors import AddressError, ClosedError
 _MAP_NORESERVE = 0x4000
 
 
+def check_host_memory(size: int, what: str) -> None:
+    """Refuse more RAM than the host has.
+
+    Args:
+        size: Bytes wanted in all.
+        what: How the message begins, with its verb, such as ``memory 64G is``.
+
+    Raises:
+        AddressError: It is more.
+    """
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > host:
+        raise AddressError(f"{what} more than this host has ({host / (1 << 30):.1f}G); use less")
+
+
 class RamBlock:
     """`max_size` bytes of reserved host memory, `size` of them in use.
 

@@ -277,9 +277,10 @@ class MemoryRegion:
         span = self._span(offset, size)
         for at in range(0, size, _CLEAR_CHUNK):
             part = span[at : at + _CLEAR_CHUNK]
-            # Only what is not zero yet, so that untouched pages stay untouched.
-            if any(part):
-                part[:] = bytes(len(part))
+            zeros = bytes(len(part))
+            # Only what is not zero yet, so that untouched pages stay untouched; compared in C, as it may be gigabytes.
+            if bytes(part) != zeros:
+                part[:] = zeros
 
     def release(self) -> None:
         """Let go of the host memory of RAM or ROM that no VM maps any more; memoryviews of it stay valid."""

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from attrs import evolve, frozen
 
 from accel.address import PAGE_SIZE, align_down, align_up, format_size
-from accel.errors import AddressError, RegionError
+from accel.errors import RegionError
 from accel.loaders.load import read_image
 from accel.machine import Machine
+from accel.memory.ram_block import check_host_memory
 from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Atomic
 from accel.workload.check import MACHINE_RAM
@@ -134,11 +135,7 @@ def mount_regions(machine: Machine, specs: Sequence[RegionSpec]) -> dict[str, Mo
 
 def _check_host(ram: int, specs: Sequence[RegionSpec]) -> None:
     wanted = ram + sum(map(_host_size, specs))
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > host:
-        raise AddressError(
-            f"RAM and regions of {format_size(wanted)} are more than this host has ({host / (1 << 30):.1f}G); use less"
-        )
+    check_host_memory(wanted, f"RAM and regions of {format_size(wanted)} are")
 
 
 def _host_size(spec: RegionSpec) -> int:
