@@ -18,6 +18,7 @@
     ├── CapabilityError (NotImplementedError) the accelerator does not offer what was asked for
     ├── BackendError (OSError)                a call into the accelerator failed, with its errno
     │   └── MemorySlotError                   a slot update: slot, GPA, HVA, size, flags
+    ├── ListenerError                         a memory listener raised something of its own
     ├── InhibitTimeoutError (TimeoutError)    vCPUs that did not come out of their ioctls
     ├── MapLostError                          an undo failed: the guest's memory map is not known
     ├── DeviceError                           a device handler raised while it served the guest
@@ -35,7 +36,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class AccelError(Exception):
-    """Base of all errors of this project."""
+    """Base of all errors of this project.
+
+    Attributes:
+        listener: Name of the memory listener that refused a change or failed in it, or None.
+        step: What it was doing, such as ``region_add``, ``prepare`` or ``apply``.
+    """
+
+    listener: str | None = None
+    step: str | None = None
+
+    def __str__(self) -> str:
+        return self._with_listener(super().__str__())
+
+    def _with_listener(self, text: str) -> str:
+        return text if self.listener is None else f"{text} (memory listener '{self.listener}', {self.step})"
 
 
 class UsageError(AccelError, ValueError):
@@ -208,7 +223,7 @@ class BackendError(AccelError, OSError):
         self._text = text
 
     def __str__(self) -> str:
-        return self._text
+        return self._with_listener(self._text)
 
 
 class MemorySlotError(BackendError):
@@ -245,6 +260,20 @@ class InhibitTimeoutError(AccelError, TimeoutError):
         super().__init__(f"not quiet after {timeout:g} s: {who or 'nobody is inside any more'}")
         self.timeout = timeout
         self.inside = tuple(inside)
+
+
+class ListenerError(AccelError):
+    """A memory listener refused a change with an exception of its own, which is the cause; nothing has changed.
+
+    Attributes:
+        listener: Its name.
+        step: The callback that raised, ``prepare`` or ``apply``.
+    """
+
+    def __init__(self, listener: str, step: str, cause: BaseException) -> None:
+        super().__init__(f"memory change refused: {type(cause).__name__}: {cause}")
+        self.listener = listener
+        self.step = step
 
 
 class MapLostError(AccelError):

@@ -54,7 +54,7 @@ class MmioDispatch:
     def _build(self, address: int, shape: int) -> Handler | None:
         size, is_write = shape & 0xFFFF_FFFF, bool(shape >> 32)
         section = self._view.find(address)
-        if section is None or section.region.ops is None or address + size > section.range.end or size not in _FORMATS:
+        if section is None or address + size > section.range.end or size not in _FORMATS:
             return None
         if len(self._handlers) >= MAX_HANDLERS:
             self._handlers.clear()
@@ -62,5 +62,6 @@ class MmioDispatch:
         word: Any = self._record[1:2].cast("B")
         item = word[:size].cast(_FORMATS[size]) if is_write else word.cast("Q")
         handler = device_handler(section, address, size, is_write=is_write, item=item, big_lock=self._big_lock)
-        self._handlers[address, shape] = handler
+        if handler is not None:
+            self._handlers[address, shape] = handler
         return handler

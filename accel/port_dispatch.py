@@ -12,6 +12,7 @@ from typing import Any
 
 from accel.exits import unpack_io
 from accel.locks import Lock
+from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
 from accel.memory.flat_view import FlatView, MemoryRegionSection
 
@@ -50,12 +51,13 @@ class PortDispatch:
         self.view = self._io.view
         is_out, size, port, count = unpack_io(word)
         section = self.view.find(port)
-        if count == 1 and section is not None and section.region.ops is not None and port + size <= section.range.end:
+        handler: Handler | None = None
+        if count == 1 and section is not None and port + size <= section.range.end:
             # A view of the item as one number: `item[0]` converts in C.
             raw: Any = self._data[:size]
             item = raw.cast({1: "B", 2: "H", 4: "I"}[size])
             handler = device_handler(section, port, size, is_write=is_out, item=item, big_lock=self._big_lock)
-        else:
+        if handler is None:
             handler = self._general(is_out, size, port, count)
         self.handlers[word] = handler
         return handler
@@ -72,17 +74,19 @@ class PortDispatch:
         def handler() -> None:
             for at in range(0, size * count, size):
                 if is_out:
-                    io.store(port, int.from_bytes(data[at : at + size], "little"), size)
+                    guest_access.store(io, port, int.from_bytes(data[at : at + size], "little"), size)
                 else:
-                    data[at : at + size] = io.load(port, size).to_bytes(size, "little")
+                    data[at : at + size] = guest_access.load(io, port, size).to_bytes(size, "little")
 
         return handler
 
 
 def device_handler(
     section: MemoryRegionSection, address: int, size: int, *, is_write: bool, item: Any, big_lock: Lock
-) -> Handler:
+) -> Handler | None:
     """Return the handler for one item to or from one device region; the usual case, so it does no look-up.
+
+    None where no device serves such an access, or a write rings an ioeventfd: then the address space tells what to do.
 
     Args:
         section: Shows the device's region at all of the access.
@@ -92,13 +96,18 @@ def device_handler(
         item: Its first element is the item: what is written, in `size` bytes, or where what is read goes.
         big_lock: Held where the region has no lock of its own.
     """
-    ops = section.region.ops
-    assert ops is not None
+    ops = section.ops(is_write=is_write)
     lock = section.region.lock or big_lock
     offset = section.offset + address - section.range.start
+    if ops is None or not ops.accepts(offset, size):
+        return None
     if is_write:
-        return _writer(ops.write, item, offset, size, lock)
-    return _reader(ops.read, item, offset, size, lock)
+        if any(one.offset == offset and one.size in (0, size) for one in section.eventfds):
+            return None
+        write = ops.write if ops.is_direct(offset, size) or ops.write is None else ops.store
+        return _writer(write, item, offset, size, lock)
+    read = ops.read if ops.is_direct(offset, size) or ops.read is None else ops.load
+    return _reader(read, item, offset, size, lock)
 
 
 def _writer(write: Callable[[int, int, int], None] | None, item: Any, offset: int, size: int, lock: Lock) -> Handler:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from accel.errors import AccelError, DeviceError, GuestCrashError
 from accel.exits import ExitKind, unpack_io
 from accel.gate import NEVER
+from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
 from accel.mmio_dispatch import MmioDispatch
 from accel.port_dispatch import PortDispatch
@@ -147,9 +148,9 @@ class VcpuThread:
         record, memory = self.vcpu.backend.record, self.vcpu.vm.memory
         size = shape & 0xFFFF_FFFF
         if shape >> 32:
-            memory.store(address, record[1] & (1 << 8 * size) - 1, size)
+            guest_access.store(memory, address, record[1] & (1 << 8 * size) - 1, size)
         else:
-            record[1] = memory.load(address, size)
+            record[1] = guest_access.load(memory, address, size)
 
     def _judge(self, exited: int, address: int, shape: int) -> None:
         """Count the access if it is a spurious fault."""

@@ -16,7 +16,10 @@ from accel.backend import Accelerator, VmConfig
 from accel.blocker import AccelBlocker
 from accel.errors import ClosedError, DeviceError, UsageError
 from accel.locks import BIG_LOCK, RING_LOCK, Lock
+from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
+from accel.memory.dirty_sync import DirtySync
+from accel.memory.region import MemoryRegion
 from accel.memory.served import ServedHistory
 from accel.memory.transaction import Atomic, Transactions
 from accel.options import parse_options
@@ -77,6 +80,7 @@ class Vm:
         memory: The guest-physical address space.
         io: The port space, 2^16 ports.
         transactions: Where edits of both are made; see `transaction`.
+        dirty_log: Which pages were written, for those who asked.
         history: Generations of the memory map, for telling spurious faults.
         vcpus: The vCPUs; immutable, replaced under the big lock.
         coalesced_writes: Guest writes that came through the ring. Guarded by the big lock.
@@ -98,6 +102,7 @@ class Vm:
             inhibit_timeout=self._inhibit_timeout,
             before_commit=self.drain,
         )
+        self.dirty_log = DirtySync(self.transactions)
         self.closed = False
         self.coalesced_writes = 0
         self._ring_lock = Lock(RING_LOCK)
@@ -106,8 +111,10 @@ class Vm:
         self.backend = accelerator.create_vm(config)
         try:
             self.history = ServedHistory(self.backend.page_size)
-            self.memory = AddressSpace("memory", self.transactions, ADDRESS_SPACE_SIZE, self.history)
-            self.io = AddressSpace("io", self.transactions, PORT_COUNT)
+            self.memory = AddressSpace(
+                "memory", self.transactions, MemoryRegion.container("memory", ADDRESS_SPACE_SIZE), self.history
+            )
+            self.io = AddressSpace("io", self.transactions, MemoryRegion.container("io", PORT_COUNT))
             self.memory.add_listener(self.backend.memory_listener())
             io_listener = self.backend.io_listener()
             if io_listener is not None:
@@ -119,6 +126,24 @@ class Vm:
     def transaction(self, atomic: Atomic = "address") -> AbstractContextManager[None]:
         """Return the context of a transaction; see `Transactions.transaction`."""
         return self.transactions.transaction(atomic)
+
+    def create_address_space(self, name: str, root: MemoryRegion) -> AddressSpace:
+        """Create another space, such as what a device sees through its bus; close it with `AddressSpace.close`.
+
+        Raises:
+            UsageError: There is one of this name.
+            RegionError: `root` belongs to another VM.
+            ClosedError: The VM is closed.
+        """
+        with self.big_lock:
+            if any(space.name == name for space in self.transactions.spaces):
+                raise UsageError(f"address space '{name}' exists already; choose another name")
+            return AddressSpace(name, self.transactions, root)
+
+    @property
+    def address_spaces(self) -> tuple[AddressSpace, ...]:
+        """All spaces: memory, ports, and those that were created."""
+        return self.transactions.spaces
 
     def create_vcpu(self, index: int) -> Vcpu:
         """Create the vCPU with this index.
@@ -170,7 +195,7 @@ class Vm:
     def _deliver(self, space: AddressSpace, address: int, size: int, data: bytes) -> None:
         self.coalesced_writes += len(data) // size
         try:
-            space.store_run(address, size, data)
+            guest_access.store_run(space, address, size, data)
         except Exception as error:
             section = space.view.find(address)
             name = section.region.name if section is not None else "unassigned"

@@ -11,6 +11,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 
+from accel.address import AddressRange
 from accel.errors import BackendError
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
@@ -73,32 +74,37 @@ def _entries(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes]]:
         yield address, size, bool(is_port), data[:size]
 
 
+#: A region's name and the ports of it whose writes are queued.
+_Zone = tuple[str, AddressRange]
+
+
 class _ZoneUpdate(Update):
     """Unregisters zones, then registers zones; undone in reverse. Needs no hold: no mapping changes."""
 
-    def __init__(self, vm_fd: int, deletes: list[MemoryRegionSection], adds: list[MemoryRegionSection]) -> None:
+    def __init__(self, vm_fd: int, deletes: list[_Zone], adds: list[_Zone]) -> None:
         self._vm_fd = vm_fd
-        self._steps = [(section, False) for section in deletes] + [(section, True) for section in adds]
-        self._done: list[tuple[MemoryRegionSection, bool]] = []
+        self._steps = [(zone, False) for zone in deletes] + [(zone, True) for zone in adds]
+        self._done: list[tuple[_Zone, bool]] = []
 
     def apply(self) -> None:
-        for section, register in self._steps:
-            self._call(section, register)
-            self._done.append((section, register))
+        for zone, register in self._steps:
+            self._call(zone, register)
+            self._done.append((zone, register))
 
     def undo(self) -> None:
         while self._done:
-            section, register = self._done.pop()
-            self._call(section, not register)
+            zone, register = self._done.pop()
+            self._call(zone, not register)
 
-    def _call(self, section: MemoryRegionSection, register: bool) -> None:
+    def _call(self, named: _Zone, register: bool) -> None:
+        region, window = named
         name = "KVM_REGISTER_COALESCED_MMIO" if register else "KVM_UNREGISTER_COALESCED_MMIO"
         request = abi.KVM_REGISTER_COALESCED_MMIO if register else abi.KVM_UNREGISTER_COALESCED_MMIO
-        zone = abi.KvmCoalescedMmioZone(section.range.start, section.range.size, 1)
+        zone = abi.KvmCoalescedMmioZone(window.start, window.size, 1)
         try:
             ioctl(self._vm_fd, request, zone, name)
         except BackendError as error:
-            detail = f"ports {section.range} of region '{section.region.name}'"
+            detail = f"ports {window} of region '{region}'"
             raise BackendError(name, error.errno or errno.EIO, detail) from error
 
 
@@ -114,16 +120,16 @@ class KvmIoListener(MemoryListener):
 
     def __init__(self, vm_fd: int) -> None:
         self._vm_fd = vm_fd
-        self._deletes: list[MemoryRegionSection] = []
-        self._adds: list[MemoryRegionSection] = []
+        self._deletes: list[_Zone] = []
+        self._adds: list[_Zone] = []
 
-    def coalesced_io_del(self, section: MemoryRegionSection) -> None:
+    def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
         """Note a range whose writes are no longer queued."""
-        self._deletes.append(section)
+        self._deletes.append((section.region.name, window))
 
-    def coalesced_io_add(self, section: MemoryRegionSection) -> None:
+    def coalesced_io_add(self, section: MemoryRegionSection, window: AddressRange) -> None:
         """Note a range whose writes are queued from now on."""
-        self._adds.append(section)
+        self._adds.append((section.region.name, window))
 
     def prepare(self) -> Update | None:
         """Return the calls to make."""

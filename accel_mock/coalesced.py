@@ -90,13 +90,13 @@ class MockIoListener(MemoryListener):
         """Start from what is in force."""
         self._zones = self._ring.zones
 
-    def coalesced_io_del(self, section: MemoryRegionSection) -> None:
+    def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
         """Note ports whose writes are no longer queued."""
-        self._zones = tuple(zone for zone in self._zones if zone != section.range)
+        self._zones = tuple(zone for zone in self._zones if zone != window)
 
-    def coalesced_io_add(self, section: MemoryRegionSection) -> None:
+    def coalesced_io_add(self, section: MemoryRegionSection, window: AddressRange) -> None:
         """Note ports whose writes are queued from now on."""
-        self._zones = (*self._zones, section.range)
+        self._zones = (*self._zones, window)
 
     def prepare(self) -> Update | None:
         """Return the change to make, if there is one."""

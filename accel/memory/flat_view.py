@@ -1,54 +1,77 @@
 """Flat views: what the guest sees at each address, as an immutable sorted list of sections.
 
-`render` walks a region tree inside a window and lets the highest priority fill each gap first. `FlatView`
-looks addresses up by bisection; `diff` tells what went, came and stayed between two views. Source: QEMU's
-memory API (docs/devel/memory.rst), the rules only.
+`FlatView` looks addresses up by bisection. How views are made is `accel.memory.render`, and how one follows from the
+one before `accel.memory.splice`. Source: QEMU's memory API (docs/devel/memory.rst), the rules only.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve, field, frozen
 
-from accel.address import ADDRESS_SPACE_SIZE, AddressRange
-from accel.memory.region import MemoryRegion, RegionKind
+from accel.address import AddressRange
+from accel.errors import AddressError
+from accel.memory.ioeventfd import IoEventFd
+from accel.memory.mmio import MmioOps
+from accel.memory.region import MemoryRegion
 
 
 @frozen
 class MemoryRegionSection:
     """A range of addresses that shows one part of one terminal region; the unit that listeners see.
 
-    Two sections are the same mapping if all fields are equal.
+    An immutable value: what it says was so when its view was made. Two are the same mapping if all fields up to
+    `unmergeable` are equal; the others may change while the mapping stays.
 
     Attributes:
         range: Addresses in the space.
-        region: RAM, ROM or MMIO; never a container or alias.
+        region: What shows; never an alias.
         offset: Where in the region the range begins.
-        readonly: Whether guest writes are kept out, by the region or anything above it.
+        readonly: Whether guest writes are kept out of the memory, by the region or anything above it.
+        romd: Whether it is a ROM device in its memory mode.
+        nonvolatile: Whether the memory outlives power-off, by the region or anything above it.
         unmergeable: Whether it stays apart from an equal neighbour.
+        log_mask: The dirty-log clients (`DirtyClient`) that log it.
+        coalesced: Offsets in the region whose writes may be queued.
+        eventfds: The ioeventfds of the region, at offsets in it.
     """
 
     range: AddressRange
     region: MemoryRegion
     offset: int
     readonly: bool = False
+    romd: bool = False
+    nonvolatile: bool = False
     unmergeable: bool = False
+    log_mask: int = field(default=0, eq=False)
+    coalesced: tuple[AddressRange, ...] = field(default=(), eq=False, repr=False)
+    eventfds: tuple[IoEventFd, ...] = field(default=(), eq=False, repr=False)
 
     @property
     def is_ram(self) -> bool:
-        """Whether it is memory (RAM or ROM) that an accelerator can map."""
-        return self.region.block is not None
+        """Whether it is memory that an accelerator can map: RAM, ROM, or a ROM device in its memory mode."""
+        region = self.region
+        return region.block is not None and (region.ops is None or self.romd)
+
+    @property
+    def maps_readonly(self) -> bool:
+        """Whether an accelerator must map it so that guest writes come out."""
+        return self.readonly or self.romd
 
     @property
     def host_address(self) -> int:
-        """Host-virtual address of its first byte, for RAM and ROM."""
+        """Host-virtual address of its first byte, where it is memory."""
         assert self.region.block is not None
         return self.region.block.address + self.offset
 
+    def ops(self, *, is_write: bool) -> MmioOps | None:
+        """Return the callbacks that serve such an access; None where memory does."""
+        return None if self.is_ram and not (is_write and self.romd) else self.region.ops
+
     def span(self, start: int, size: int) -> memoryview:
-        """Return the `size` bytes of RAM or ROM that it shows from `start`, an address in `range`, on.
+        """Return the `size` bytes of memory that it shows from `start`, an address in `range`, on.
 
         They are there whatever has become of the region since: a view stays readable.
         """
@@ -56,29 +79,70 @@ class MemoryRegionSection:
         at = self.offset + start - self.range.start
         return self.region.block.view[at : at + size]
 
+    def store(self, start: int, data: bytes | memoryview) -> None:
+        """Write to the memory that it shows from `start` on, and note that for the clients that log it."""
+        self.span(start, len(data))[:] = data
+        self.region.mark_dirty(self.offset + start - self.range.start, len(data))
+
+    def part(self, start: int, end: int) -> MemoryRegionSection:
+        """Return the section for its addresses [start, end)."""
+        offset = self.offset + start - self.range.start
+        return evolve(self, range=AddressRange(start, end), offset=offset)
+
+    def coalesced_ranges(self) -> list[AddressRange]:
+        """Return the addresses that it shows of `coalesced`, ascending."""
+        shift = self.range.start - self.offset
+        found = []
+        for window in self.coalesced:
+            start, end = max(window.start + shift, self.range.start), min(window.end + shift, self.range.end)
+            if start < end:
+                found.append(AddressRange(start, end))
+        return found
+
+    def eventfds_at(self) -> list[IoEventFd]:
+        """Return those `eventfds` that it shows whole, with the address in the space for an offset."""
+        shift = self.range.start - self.offset
+        return [
+            evolve(one, offset=one.offset + shift)
+            for one in self.eventfds
+            if self.range.start <= one.offset + shift and one.offset + shift + (one.size or 1) <= self.range.end
+        ]
+
     def __str__(self) -> str:
-        what = "rom" if self.is_ram and self.readonly else self.region.kind.value
+        what = "rom" if self.is_ram and self.maps_readonly else self.region.kind.value
         return f"{self.range.start:016x}-{self.range.end - 1:016x} {what}: {self.region.name} @{self.offset:#x}"
 
 
-@frozen
 class FlatView:
-    """Sections in ascending order, without overlap; addresses between them are unassigned.
+    """Sections in ascending order, without overlap; addresses between them are unassigned. Immutable.
 
-    Complexity: `find` is O(log n).
+    Args:
+        sections: The sections.
+        starts: Where each begins, if it is known.
+
+    Attributes:
+        sections: As given.
+
+    Complexity: `find` and `index` are O(log n).
     """
 
-    sections: tuple[MemoryRegionSection, ...] = ()
-    _starts: list[int] = field(init=False, repr=False, eq=False)
+    __slots__ = ("_starts", "sections")
 
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_starts", [section.range.start for section in self.sections])
+    def __init__(self, sections: Iterable[MemoryRegionSection] = (), starts: list[int] | None = None) -> None:
+        self.sections = tuple(sections)
+        self._starts = [section.range.start for section in self.sections] if starts is None else starts
 
     def __iter__(self) -> Iterator[MemoryRegionSection]:
         return iter(self.sections)
 
     def __len__(self) -> int:
         return len(self.sections)
+
+    def __eq__(self, other: object) -> bool:
+        return self.sections == other.sections if isinstance(other, FlatView) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.sections)
 
     def find(self, address: int) -> MemoryRegionSection | None:
         """Return the section that shows `address`, or None."""
@@ -89,127 +153,69 @@ class FlatView:
                 return section
         return None
 
+    def index(self, address: int) -> int:
+        """Return the number of the first section that ends after `address`."""
+        index = bisect_right(self._starts, address) - 1
+        return index if index >= 0 and self.sections[index].range.end > address else index + 1
+
     def overlapping(self, window: AddressRange) -> Iterator[MemoryRegionSection]:
         """Yield, ascending, the sections with an address in `window`."""
-        for index in range(max(0, bisect_right(self._starts, window.start) - 1), len(self.sections)):
+        for index in range(self.index(window.start), len(self.sections)):
             section = self.sections[index]
-            if section.range.start >= window.end:
+            if section.range.start >= window.end or not window.size:
                 return
-            if section.range.overlaps(window):
-                yield section
+            yield section
+
+    def windows(self, address: int, size: int, name: str) -> list[tuple[MemoryRegionSection, AddressRange]]:
+        """Return the sections that serve `size` bytes from `address` on, each with its part of them, ascending.
+
+        Args:
+            address: Where it begins.
+            size: Bytes.
+            name: Of the space, for the message.
+
+        Raises:
+            AddressError: Nothing serves one of the addresses.
+        """
+        wanted = AddressRange.sized(address, size)
+        found = []
+        at = address
+        for section in self.overlapping(wanted):
+            if section.range.start > at:
+                break
+            window = AddressRange(at, min(section.range.end, wanted.end))
+            found.append((section, window))
+            at = window.end
+        if at != wanted.end:
+            raise AddressError(f"nothing is mapped at {at:#x} of '{name}', in {wanted}")
+        return found
+
+    def replaced(self, parts: Sequence[tuple[int, int, Sequence[MemoryRegionSection]]]) -> FlatView:
+        """Return the view with other sections in place of some.
+
+        Args:
+            parts: `(first, last, sections)`: these instead of numbers `first` up to but not including `last`;
+                ascending and apart.
+        """
+        sections: list[MemoryRegionSection] = []
+        starts: list[int] = []
+        at = 0
+        for first, last, new in parts:
+            sections += self.sections[at:first]
+            starts += self._starts[at:first]
+            sections += new
+            starts += [section.range.start for section in new]
+            at = last
+        sections += self.sections[at:]
+        starts += self._starts[at:]
+        return FlatView(sections, starts)
+
+    def first_from(self, address: int) -> int:
+        """Return the number of the first section that begins at `address` or after it."""
+        return bisect_left(self._starts, address)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.sections)) or "(empty)"
 
 
 EMPTY_VIEW = FlatView()
-_EVERYTHING = AddressRange(0, ADDRESS_SPACE_SIZE)
-
-
-def render(root: MemoryRegion, window: AddressRange = _EVERYTHING) -> FlatView:
-    """Return the flat view of `root`, placed at address 0, inside `window`.
-
-    Complexity: O(regions + sections · log sections).
-    """
-    canvas = _Canvas()
-    canvas.paint(root, 0, window, readonly=False, unmergeable=False)
-    return FlatView(tuple(_merged(canvas.sections)))
-
-
-class _Canvas:
-    """Sections found so far, ascending; what is painted first stays."""
-
-    def __init__(self) -> None:
-        self.sections: list[MemoryRegionSection] = []
-        self._starts: list[int] = []
-
-    def paint(self, region: MemoryRegion, base: int, clip: AddressRange, *, readonly: bool, unmergeable: bool) -> None:
-        """Paint `region` with its first byte at `base`, which may lie outside of all addresses."""
-        start, end = max(clip.start, base), min(clip.end, base + region.size)
-        if not region.enabled or start >= end:
-            return
-        clip = AddressRange(start, end)
-        readonly |= region.readonly
-        unmergeable |= region.unmergeable
-        if region.kind is RegionKind.ALIAS:
-            assert region.target is not None
-            shifted = base - region.target_offset
-            self.paint(region.target, shifted, clip, readonly=readonly, unmergeable=unmergeable)
-            return
-        for child in region.children:
-            self.paint(child, base + child.offset, clip, readonly=readonly, unmergeable=unmergeable)
-        if region.kind is not RegionKind.CONTAINER:
-            self._fill(MemoryRegionSection(clip, region, start - base, readonly, unmergeable))
-
-    def _fill(self, section: MemoryRegionSection) -> None:
-        """Add the parts of `section` that nothing covers yet."""
-        at, end = section.range.start, section.range.end
-        index = bisect_right(self._starts, at)
-        if index and self.sections[index - 1].range.end > at:
-            at = self.sections[index - 1].range.end
-        while at < end:
-            taken = self.sections[index].range if index < len(self.sections) else None
-            stop = end if taken is None else min(end, taken.start)
-            if at < stop:
-                shift = at - section.range.start
-                part = evolve(section, range=AddressRange(at, stop), offset=section.offset + shift)
-                self.sections.insert(index, part)
-                self._starts.insert(index, at)
-                index += 1
-            if taken is None:
-                return
-            at = taken.end
-            index += 1
-
-
-def _merged(sections: list[MemoryRegionSection]) -> Iterator[MemoryRegionSection]:
-    """Join neighbours that continue each other."""
-    last: MemoryRegionSection | None = None
-    for section in sections:
-        if last is not None and _continues(last, section):
-            last = evolve(last, range=AddressRange(last.range.start, section.range.end))
-            continue
-        if last is not None:
-            yield last
-        last = section
-    if last is not None:
-        yield last
-
-
-def _continues(last: MemoryRegionSection, section: MemoryRegionSection) -> bool:
-    return (
-        last.range.end == section.range.start
-        and last.region is section.region
-        and last.offset + last.range.size == section.offset
-        and last.readonly == section.readonly
-        and not last.unmergeable
-        and not section.unmergeable
-    )
-
-
-@frozen
-class ViewDiff:
-    """What a change of view means: each list is ascending."""
-
-    removed: tuple[MemoryRegionSection, ...]
-    added: tuple[MemoryRegionSection, ...]
-    kept: tuple[MemoryRegionSection, ...]
-
-
-def diff(old: FlatView, new: FlatView) -> ViewDiff:
-    """Return which sections of `old` are gone, which of `new` came, and which stayed. O(n)."""
-    removed: list[MemoryRegionSection] = []
-    added: list[MemoryRegionSection] = []
-    kept: list[MemoryRegionSection] = []
-    before, after = list(reversed(old.sections)), list(reversed(new.sections))
-    while before and after:
-        if before[-1] == after[-1]:
-            kept.append(after.pop())
-            before.pop()
-        elif before[-1].range.start <= after[-1].range.start:
-            removed.append(before.pop())
-        else:
-            added.append(after.pop())
-    removed.extend(reversed(before))
-    added.extend(reversed(after))
-    return ViewDiff(tuple(removed), tuple(added), tuple(kept))

@@ -1,10 +1,23 @@
 """Memory listeners: who is told when an address space changes, and in which order.
 
-Callback names and priorities are QEMU's (include/system/memory.h). In one transaction a listener hears
-``begin``, then ``region_del`` for what goes, then ``region_add`` and ``region_nop`` in ascending order for what
-comes and stays, then ``commit`` once everything is in force, or ``abort`` if nothing is. Among listeners,
-``begin``, adds and ``commit`` go from low priority to high; deletes and ``abort`` from high to low; equal
-priorities in order of registration.
+Callback names and priorities are QEMU's (include/system/memory.h). In one transaction a listener hears ``begin``;
+then, for each space it listens to, what goes and what comes; then ``prepare``; and in the end ``commit`` once
+everything is in force, or ``abort`` if nothing is:
+
+1. section by section, ``eventfd_del`` and ``coalesced_io_del`` for what goes, then ``region_del`` for each section
+   that goes;
+2. ``region_add`` for a section that comes, ``region_nop`` for one that stays, and after that ``log_start`` or
+   ``log_stop`` where its log mask changed;
+3. section by section, ``coalesced_io_add`` and ``eventfd_add`` for what comes.
+
+Each of the three goes upward by address.
+
+Among listeners, whatever begins, adds or starts goes from low priority to high; what deletes, stops or aborts from
+high to low; equal priorities in order of registration. Registering a listener with a space replays the whole view to
+it as additions, with ``log_global_start`` before if that is on; removing it mirrors that.
+
+``region_nop`` is told for all that stays, so a listener that overrides it makes each commit cost as much as the map
+has sections. No other callback does.
 
 A listener that makes the change real (an accelerator) also implements `prepare`: it notes the sections while it
 hears them, and hands back an `Update` that the transaction applies, with everyone held if it asks for it.
@@ -12,13 +25,20 @@ hears them, and hands back an `Update` that the transaction applies, with everyo
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from accel.errors import AccelError, ListenerError
 from accel.locks import Lock
 
 if TYPE_CHECKING:
+    from accel.address import AddressRange
     from accel.memory.flat_view import MemoryRegionSection
+    from accel.memory.ioeventfd import IoEventFd
+
+_log = logging.getLogger("accel.memory")
 
 PRIORITY_MIN = 0
 PRIORITY_ACCEL = 10
@@ -52,6 +72,8 @@ class Update(ABC):
 class MemoryListener:
     """Base of memory listeners; every callback does nothing. All run under the big lock.
 
+    A callback before `prepare` that raises, or `prepare` itself, refuses the change: everything is as it was.
+
     Attributes:
         name: For messages.
         priority: See the module's text.
@@ -60,6 +82,8 @@ class MemoryListener:
     name: str = "listener"
     priority: int = PRIORITY_MIN
 
+    # a transaction
+
     def begin(self) -> None:
         """A transaction tells its changes now; forget what is left of an earlier one."""
 
@@ -67,16 +91,31 @@ class MemoryListener:
         """`section` goes."""
 
     def region_add(self, section: MemoryRegionSection) -> None:
-        """`section` comes."""
+        """`section` comes. Its `log_mask` says who logs it from the start."""
 
     def region_nop(self, section: MemoryRegionSection) -> None:
-        """`section` stays as it is."""
+        """`section` stays as it is, but perhaps for its log mask, queued ranges and ioeventfds."""
 
-    def coalesced_io_add(self, section: MemoryRegionSection) -> None:
-        """Writes to `section`, which came just now, may be queued."""
+    def log_start(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """`section` stays and is logged for more clients than before: mask `old` becomes `new`."""
 
-    def coalesced_io_del(self, section: MemoryRegionSection) -> None:
-        """`section`, whose writes may be queued, goes next."""
+    def log_stop(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """`section` stays and is logged for fewer clients than before: mask `old` becomes `new`.
+
+        Where a mask gains one client and loses another, both are told, `log_start` first.
+        """
+
+    def coalesced_io_add(self, section: MemoryRegionSection, window: AddressRange) -> None:
+        """Writes to `window`, addresses of `section`, may be queued."""
+
+    def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
+        """Writes to `window`, addresses of `section`, are not queued any more."""
+
+    def eventfd_add(self, section: MemoryRegionSection, eventfd: IoEventFd) -> None:
+        """Writes in `section` ring `eventfd`, whose offset is the address in the space."""
+
+    def eventfd_del(self, section: MemoryRegionSection, eventfd: IoEventFd) -> None:
+        """Writes in `section` do not ring `eventfd` any more."""
 
     def prepare(self) -> Update | None:
         """Return what to apply for the changes heard since `begin`, or None; nothing has changed yet.
@@ -91,3 +130,60 @@ class MemoryListener:
 
     def abort(self) -> None:
         """The transaction was rolled back: forget what was heard since `begin`. What it raises is logged."""
+
+    # dirty logs, outside of transactions
+
+    def log_sync(self, section: MemoryRegionSection) -> None:
+        """Merge what the accelerator knows of written pages of `section` into ``section.region.dirty``."""
+
+    def log_sync_global(self) -> None:
+        """The same for everything at once; a listener overrides this one or `log_sync`."""
+
+    def log_clear(self, section: MemoryRegionSection) -> None:
+        """The pages of `section` were taken out of the log, and must be noted again when they are written."""
+
+    def log_global_start(self) -> None:
+        """All memory is going to be logged. Raises AccelError if that cannot be: nothing is then."""
+
+    def log_global_stop(self) -> None:
+        """Memory is logged only where its own mask says so again."""
+
+    def log_global_after_sync(self) -> None:
+        """All listeners have merged what they knew."""
+
+
+def overrides(listener: MemoryListener, callback: str) -> bool:
+    """Return whether `listener` has a `callback` of its own, so that it is worth calling."""
+    return getattr(type(listener), callback) is not getattr(MemoryListener, callback)
+
+
+def name_listener(error: Exception, listener: str, step: str) -> AccelError:
+    """Return `error` with the listener's name and step in it, or a `ListenerError` about it."""
+    if not isinstance(error, AccelError):
+        return ListenerError(listener, step, error)
+    if error.listener is None:
+        error.listener, error.step = listener, step
+    return error
+
+
+def tell(listener: MemoryListener, step: str, callback: Callable[[], None]) -> None:
+    """Make a call that must not fail: what it raises is logged."""
+    try:
+        callback()
+    except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
+        _log.exception("memory listener '%s' failed in %s", listener.name, step)
+
+
+def rising(listeners: Iterable[MemoryListener]) -> list[MemoryListener]:
+    """Return `listeners`, each once, from low priority to high, equal ones in order of registration."""
+    unique: list[MemoryListener] = []
+    for listener in listeners:
+        if not any(listener is other for other in unique):
+            unique.append(listener)
+    unique.sort(key=lambda one: one.priority)
+    return unique
+
+
+def falling(listeners: Iterable[MemoryListener]) -> list[MemoryListener]:
+    """Return `listeners` from high priority to low, equal ones in order of registration."""
+    return sorted(listeners, key=lambda one: -one.priority)

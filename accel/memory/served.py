@@ -22,7 +22,7 @@ def serves(view: FlatView, address: int, size: int, *, is_write: bool, page_size
     """Return whether an accelerator that maps whole pages of RAM serves this access in `view` by itself."""
     for byte in (address, address + size - 1):
         section = view.find(byte)
-        if section is None or not section.is_ram or (is_write and section.readonly):
+        if section is None or not section.is_ram or (is_write and section.maps_readonly):
             return False
         page = align_down(byte, page_size)
         if page < section.range.start or page + page_size > section.range.end:

@@ -79,7 +79,7 @@ def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: i
     assert block is not None
     limit = align_down(max_slot_size, page_size)
     borders = [start, *range(align_down(start, limit) + limit, end, limit), end]
-    return [Slot(gpa, stop - gpa, hva + gpa - start, section.readonly, block) for gpa, stop in pairwise(borders)]
+    return [Slot(gpa, stop - gpa, hva + gpa - start, section.maps_readonly, block) for gpa, stop in pairwise(borders)]
 
 
 def overlaps(deletes: Sequence[Slot], adds: Sequence[Slot]) -> bool:

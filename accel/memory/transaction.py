@@ -1,48 +1,38 @@
-"""Memory transactions: journalled edits, savepoints, and one commit in phases.
+"""Memory transactions: journalled edits, savepoints, and one commit at the end of the outermost.
 
-record → prepare → hold → apply → publish → resume → observe, as ``docs/explanation/architecture.md`` draws it.
-Edits are journalled while the big lock is held; each nested ``with`` is a savepoint. Only the outermost commit
-acts: listeners note the change, those that make it real plan it and may refuse, vCPUs are held if a plan asks for
-it, the steps are applied, the new views are published, the vCPUs go on. If any step fails, everything is
-undone under the same hold and the tree goes back, so the map before stays in force.
+Edits are journalled while the big lock is held; each nested ``with`` is a savepoint, whose exception takes back its own
+edits only. The outermost commit renders what was damaged (`accel.memory.damage`), and `accel.memory.commit` makes the
+change real, or raises with everything as before; then the tree goes back as well, so the map before stays in force.
 
-An interrupt (Ctrl-C) counts as a failure until the first step is applied; from there to the last observer it waits.
-Publishing empties the journal, so whatever is raised later takes nothing back; and a journal that an interrupt
-kept from being taken back is taken back before the next transaction.
+Once a commit is in force the journal is empty, so whatever is raised later takes nothing back; and a journal that an
+interrupt kept from being taken back is taken back before the next transaction.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal
-
-from attrs import frozen
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from accel.blocker import AccelBlocker
 from accel.errors import ClosedError, LockError, MapLostError, StateError, UsageError
 from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
-from accel.memory.flat_view import FlatView, MemoryRegionSection, diff, render
-from accel.memory.listener import MemoryListener, Update
+from accel.memory.commit import Commit, SpaceChange
+from accel.memory.damage import Damage
+from accel.memory.flat_view import FlatView
+from accel.memory.listener import MemoryListener
+from accel.memory.ram_block import RamBlock
+from accel.memory.region import MemoryRegion
+from accel.memory.render import paint
+from accel.memory.splice import diff, splice
 
 if TYPE_CHECKING:
     from accel.memory.address_space import AddressSpace
 
-_log = logging.getLogger("accel.memory")
-
 Atomic = Literal["address", "map"]
-
-
-@frozen
-class _SpaceChange:
-    """One space's part in a commit."""
-
-    space: AddressSpace
-    old: FlatView
-    new: FlatView
-    listeners: tuple[MemoryListener, ...]
 
 
 class Transactions:
@@ -59,6 +49,9 @@ class Transactions:
     Attributes:
         commits: Outermost transactions that changed a view.
         unheld: Those of them that held nobody.
+        spaces: The address spaces, in order of creation; replaced under the big lock.
+        log_mask: Clients that log all memory (`DirtyClient`). Guarded by the big lock.
+        cover: Called with each region that comes into a view while there are such clients.
     """
 
     def __init__(
@@ -73,13 +66,20 @@ class Transactions:
         self.big_lock = big_lock
         self.commits = 0
         self.unheld = 0
+        self.spaces: tuple[AddressSpace, ...] = ()
+        self.log_mask = 0
+        self.cover: Callable[[MemoryRegion], None] = lambda region: None
         self._blocker = blocker
         self._hold = hold
         self._inhibit_timeout = inhibit_timeout
         self._before_commit = before_commit
-        self._spaces: list[AddressSpace] = []
-        # Guarded by the big lock: the undo of each edit, oldest first.
+        # Guarded by the big lock: the undo of each edit, oldest first, and what waits for the change to be in force.
         self._journal: list[Callable[[], None]] = []
+        self._deferred: list[Callable[[], None]] = []
+        self._roots: Counter[Any] = Counter()
+        self._damage = Damage(self._roots)
+        # How many sections of published views show each block: an accelerator may have mapped it for them.
+        self._pins: Counter[RamBlock] = Counter()
         self._depth = 0
         self._whole_map = False
         self._committing = False
@@ -89,11 +89,31 @@ class Transactions:
         """Refuse transactions from now on: the accelerator's side is gone. Takes the big lock."""
         with self.big_lock:
             self._closed = True
+            for block in self._pins.elements():
+                block.release()
+            self._pins.clear()
+
+    # spaces
 
     def add_space(self, space: AddressSpace) -> None:
-        """Make `space` part of every commit."""
-        with self.big_lock:
-            self._spaces.append(space)
+        """Make `space`, which has no view yet, part of every commit, and publish its view."""
+        with self.transaction():
+            self.journal(partial(self._set_spaces, self.spaces))
+            self._set_spaces((*self.spaces, space))
+            self._damage.note_root(space.root)
+
+    def remove_space(self, space: AddressSpace) -> None:
+        """Let `space`, which has no listeners any more, be part of no commit."""
+        with self.exclusive():
+            self._set_spaces(tuple(one for one in self.spaces if one is not space))
+            self._unpin(section.region.block for section in space.view)
+
+    def _set_spaces(self, spaces: tuple[AddressSpace, ...]) -> None:
+        self.spaces = spaces
+        self._roots.clear()
+        self._roots.update(space.root for space in spaces)
+
+    # what edits need
 
     @property
     def active(self) -> bool:
@@ -119,17 +139,17 @@ class Transactions:
             raise UsageError(f"atomic = {atomic!r}: must be 'address' or 'map'")
         with self.big_lock:
             self._check_idle()
-            savepoint = len(self._journal)
+            savepoint, deferred = len(self._journal), len(self._deferred)
             self._depth += 1
             self._whole_map |= atomic == "map"
             try:
                 yield
                 if self._depth == 1 and self._journal:
                     self._commit()
-                    self._journal.clear()
+                    self._settle()
             except BaseException:
                 with interrupts_held_back():
-                    self._roll_back(savepoint)
+                    self._roll_back(savepoint, deferred)
                 raise
             finally:
                 self._depth -= 1
@@ -142,7 +162,10 @@ class Transactions:
         with self.big_lock:
             self._check_idle()
             if self._depth:
-                raise StateError("listeners are registered and removed outside of transactions")
+                raise StateError(
+                    "a transaction is open; listeners and spaces come and go outside of it, "
+                    "and dirty logs are read and cleared there"
+                )
             yield
 
     def journal(self, undo: Callable[[], None]) -> None:
@@ -155,9 +178,24 @@ class Transactions:
             raise LockError("a region is edited outside of a transaction")
         self._journal.append(undo)
 
+    def defer(self, finish: Callable[[], None]) -> None:
+        """Note what to do once the edit that is being made is in force; needs the big lock. It must not raise."""
+        self._deferred.append(finish)
+
+    def damage(self, region: Any, start: int, end: int) -> None:
+        """Note that what `region` shows at its offsets [start, end) changes; needs the big lock."""
+        self._damage.note(region, start, end)
+
+    def damage_all(self) -> None:
+        """Note that everything may change; needs the big lock."""
+        self._damage.note_all()
+
     def replay(self, space: AddressSpace, listener: MemoryListener, old: FlatView, new: FlatView) -> None:
         """Take one listener from `old` to `new`, applying what it asks for; needs the big lock."""
-        self._perform([_SpaceChange(space, old, new, (listener,))], publish=False)
+        delta = diff(old.sections, new.sections)
+        self._perform([SpaceChange(space, new, delta, (listener,), publish=False)], lambda held: None)
+
+    # inside
 
     def _check_idle(self) -> None:
         if self._closed:
@@ -165,135 +203,80 @@ class Transactions:
         if self._committing:
             raise StateError("memory cannot be edited by a listener while a transaction commits")
         if not self._depth:
-            self._roll_back(0)
+            self._roll_back(0, 0)
 
-    def _roll_back(self, savepoint: int) -> None:
+    def _roll_back(self, savepoint: int, deferred: int) -> None:
+        del self._deferred[deferred:]
         while len(self._journal) > savepoint:
             self._journal[-1]()
             self._journal.pop()
+        if not self._journal:
+            self._damage.clear()
+
+    def _settle(self) -> None:
+        """Nothing is taken back any more."""
+        self._journal.clear()
+        self._damage.clear()
+        while self._deferred:
+            self._deferred.pop(0)()
 
     def _commit(self) -> None:
         self._before_commit()
         changes = []
-        for space in self._spaces:
-            new = render(space.root)
-            if new != space.view:
-                changes.append(_SpaceChange(space, space.view, new, space.listeners))
-        if changes:
-            self._perform(changes, publish=True)
+        for space in self.spaces:
+            windows = self._damage.windows(space.root)
+            if windows:
+                new, delta = splice(space.view, windows, partial(paint, space.root, log_mask=self.log_mask))
+                if delta:
+                    changes.append(SpaceChange(space, new, delta, space.listeners))
+        if not changes:
+            return
+        if self.log_mask:
+            for change in changes:
+                for section in change.delta.added:
+                    if section.region.block is not None:
+                        self.cover(section.region)
+        coming = self._pin(section.region.block for change in changes for section in change.delta.added)
+        try:
+            self._perform(changes, self._count)
+        except MapLostError:
+            # Nobody knows what the accelerator maps, so nothing is let go of.
+            raise
+        except BaseException:
+            if self._journal:
+                self._unpin(coming)
+            raise
+        self._unpin(section.region.block for change in changes for section in change.delta.removed)
 
-    # the phases
+    def _count(self, held: bool) -> None:
+        """A change is in force."""
+        self.commits += 1
+        self.unheld += not held
+        self._settle()
 
-    def _perform(self, changes: Sequence[_SpaceChange], *, publish: bool) -> None:
+    def _perform(self, changes: list[SpaceChange], in_force: Callable[[bool], None]) -> None:
         self._blocker.check()
-        listeners: list[MemoryListener] = []
-        for change in changes:
-            listeners.extend(one for one in change.listeners if one not in listeners)
-        listeners.sort(key=lambda one: one.priority)
-        in_force = False
+        commit = Commit(changes, self._blocker)
+        hold: Literal["always", "asked", "never"] = "never" if self._hold == "unsafe" else "asked"
         self._committing = True
         try:
-            self._record(changes, listeners)
-            updates = [update for one in listeners if (update := one.prepare()) is not None]
-            with interrupts_held_back():
-                self._apply_held(changes, updates, publish=publish)
-                in_force = True
-                for listener in listeners:
-                    self._tell(listener, "commit")
-        except BaseException:
-            if not in_force:
-                with interrupts_held_back():
-                    for listener in _falling(listeners):
-                        self._tell(listener, "abort")
-            raise
+            commit.run(hold="always" if self._whole_map else hold, timeout=self._inhibit_timeout, in_force=in_force)
         finally:
             self._committing = False
 
-    def _record(self, changes: Sequence[_SpaceChange], listeners: Sequence[MemoryListener]) -> None:
-        for listener in listeners:
-            listener.begin()
-        for change in changes:
-            delta = diff(change.old, change.new)
-            for section in reversed(delta.removed):
-                for listener in _falling(change.listeners):
-                    if section.region.coalesced:
-                        listener.coalesced_io_del(section)
-                    listener.region_del(section)
-            staying = set(map(id, delta.kept))
-            for section in _ascending(delta.kept, delta.added):
-                for listener in change.listeners:
-                    if id(section) in staying:
-                        listener.region_nop(section)
-                        continue
-                    listener.region_add(section)
-                    if section.region.coalesced:
-                        listener.coalesced_io_add(section)
+    def _pin(self, blocks: Iterable[RamBlock | None]) -> list[RamBlock]:
+        pinned = []
+        for block in blocks:
+            if block is not None:
+                block.retain()
+                self._pins[block] += 1
+                pinned.append(block)
+        return pinned
 
-    def _apply_held(self, changes: Sequence[_SpaceChange], updates: Sequence[Update], *, publish: bool) -> None:
-        needed = any(update.needs_hold for update in updates)
-        held = self._whole_map or (needed and self._hold != "unsafe")
-        with ExitStack() as stack:
-            for lock in {id(update.lock): update.lock for update in updates if update.lock}.values():
-                stack.enter_context(lock)
-            if held:
-                stack.enter_context(self._blocker.inhibit(self._inhibit_timeout))
-            if not publish:
-                self._apply(updates)
-                return
-            recorded = [(change, change.space.history) for change in changes if change.space.history is not None]
-            for change, history in recorded:
-                history.start(change.new)
-            try:
-                self._apply(updates)
-                for change in changes:
-                    change.space.view = change.new
-            except BaseException:
-                for change, history in recorded:
-                    history.start(change.old)
-                raise
-            finally:
-                for _, history in recorded:
-                    history.complete(gate.entered for gate in self._blocker.gates)
-            # From here on nothing is taken back.
-            self._journal.clear()
-            self.commits += 1
-            self.unheld += not held
-
-    def _apply(self, updates: Sequence[Update]) -> None:
-        begun: list[Update] = []
-        try:
-            for update in updates:
-                begun.append(update)
-                update.apply()
-        except BaseException:
-            try:
-                for update in reversed(begun):
-                    update.undo()
-            except BaseException as error:
-                lost = error if isinstance(error, MapLostError) else _map_lost(error)
-                self._blocker.poison(lost)
-                raise lost from error
-            raise
-
-    @staticmethod
-    def _tell(listener: MemoryListener, end: Literal["commit", "abort"]) -> None:
-        try:
-            if end == "commit":
-                listener.commit()
-            else:
-                listener.abort()
-        except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
-            _log.exception("memory listener '%s' failed in %s", listener.name, end)
-
-
-def _map_lost(error: BaseException) -> MapLostError:
-    return MapLostError(f"a failed memory change could not be undone ({error!r})")
-
-
-def _falling(listeners: Sequence[MemoryListener]) -> Sequence[MemoryListener]:
-    """Return `listeners` from high priority to low, equal ones in order of registration."""
-    return sorted(listeners, key=lambda one: -one.priority)
-
-
-def _ascending(kept: Sequence[MemoryRegionSection], added: Sequence[MemoryRegionSection]) -> list[MemoryRegionSection]:
-    return sorted((*kept, *added), key=lambda section: section.range.start)
+    def _unpin(self, blocks: Iterable[RamBlock | None]) -> None:
+        for block in blocks:
+            if block is not None:
+                block.release()
+                self._pins[block] -= 1
+                if not self._pins[block]:
+                    del self._pins[block]

@@ -21,6 +21,7 @@ from accel.locks import BIG_LOCK, SLOTS_LOCK, Lock
 from accel.memory.address_space import AddressSpace
 from accel.memory.flat_view import FlatView
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
+from accel.memory.region import MemoryRegion
 from accel.memory.served import ServedHistory
 from accel.memory.slot_plan import Policy, Slot, SlotUpdate, plan_slots, section_slots
 from accel.memory.transaction import Transactions
@@ -159,8 +160,10 @@ class Stage:
             inhibit_timeout=timeout,
             before_commit=lambda: self.before_commit(),  # noqa: PLW0108 - tests replace it
         )
-        self.memory = AddressSpace("memory", self.transactions, ADDRESS_SPACE_SIZE, self.history)
-        self.io = AddressSpace("io", self.transactions, 1 << 16)
+        self.memory = AddressSpace(
+            "memory", self.transactions, MemoryRegion.container("memory", ADDRESS_SPACE_SIZE), self.history
+        )
+        self.io = AddressSpace("io", self.transactions, MemoryRegion.container("io", 1 << 16))
         self.slots = SlotTable(policy)
         self.memory.add_listener(self.slots)
 

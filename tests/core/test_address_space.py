@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
 from accel.errors import AddressError
 from accel.locks import DEVICE_LOCK, Lock
+from accel.memory import guest_access
 from accel.memory.region import MemoryRegion
 
 
@@ -99,8 +100,8 @@ def test_address_space_host_reads_what_a_view_shows_while_it_is_changed(space, s
     with stage.transaction():
         high.resize(0x800)
         assert space.read(0x3FFE, 2) == b"ok"
-        assert space.load(0x3FFE, 2) == int.from_bytes(b"ok", "little")
-        space.store(0x3FFE, 0x4141, 2)
+        assert guest_access.load(space, 0x3FFE, 2) == int.from_bytes(b"ok", "little")
+        guest_access.store(space, 0x3FFE, 0x4141, 2)
         space.write(0x3FFC, b"BB")
     with pytest.raises(AddressError):
         space.read(0x3FFE, 2)
@@ -112,60 +113,60 @@ def test_address_space_host_reads_what_a_view_shows_while_it_is_changed(space, s
 
 
 def test_address_space_guest_access_inside_one_section(space) -> None:
-    space.store(0x10, 0x11223344_55667788, 8)
-    assert space.load(0x10, 8) == 0x11223344_55667788
-    assert space.load(0x12, 2) == 0x5566
-    space.store(0x1000, 0xFFFF, 2)
-    assert space.load(0x1000, 2) == 0x0100, "a guest's write to ROM vanishes"
-    assert space.load(0x2004, 4) == 0x07060504
-    space.store(0x2008, 0xDEADBEEF, 4)
+    guest_access.store(space, 0x10, 0x11223344_55667788, 8)
+    assert guest_access.load(space, 0x10, 8) == 0x11223344_55667788
+    assert guest_access.load(space, 0x12, 2) == 0x5566
+    guest_access.store(space, 0x1000, 0xFFFF, 2)
+    assert guest_access.load(space, 0x1000, 2) == 0x0100, "a guest's write to ROM vanishes"
+    assert guest_access.load(space, 0x2004, 4) == 0x07060504
+    guest_access.store(space, 0x2008, 0xDEADBEEF, 4)
     assert space.device.reads == [(4, 4)]
     assert space.device.writes == [(8, 0xDEADBEEF, 4)]
     assert space.unassigned == 0
 
 
 def test_address_space_guest_access_across_a_border_asks_each_owner_for_its_bytes(space) -> None:
-    space.store(0xFFE, 0x44332211, 4)
+    guest_access.store(space, 0xFFE, 0x44332211, 4)
     assert space.read(0xFFE, 4) == b"\x11\x22\x00\x01", "the part in ROM vanishes"
-    assert space.load(0xFFE, 4) == 0x01002211
-    assert space.load(0x1FFE, 4) == 0x0100FFFE
+    assert guest_access.load(space, 0xFFE, 4) == 0x01002211
+    assert guest_access.load(space, 0x1FFE, 4) == 0x0100FFFE
     assert space.device.reads == [(0, 1), (1, 1)]
-    space.store(0x1FFE, 0x44332211, 4)
+    guest_access.store(space, 0x1FFE, 0x44332211, 4)
     assert space.device.writes == [(0, 0x33, 1), (1, 0x44, 1)]
     assert space.unassigned == 0
 
 
 def test_address_space_guest_access_to_nothing_reads_ones_and_counts_once(space) -> None:
-    assert space.load(0x2800, 8) == (1 << 64) - 1
+    assert guest_access.load(space, 0x2800, 8) == (1 << 64) - 1
     assert space.unassigned == 1
-    space.store(0x2800, 5, 4)
+    guest_access.store(space, 0x2800, 5, 4)
     assert space.unassigned == 2
-    assert space.load(0x2800, 1) == 0xFF
+    assert guest_access.load(space, 0x2800, 1) == 0xFF
     assert space.unassigned == 3
-    assert space.load(0x20FE, 4) == 0xFFFF_FFFE, "two bytes of the device, and two of nothing"
+    assert guest_access.load(space, 0x20FE, 4) == 0xFFFF_FFFE, "two bytes of the device, and two of nothing"
     assert space.unassigned == 4
-    space.store(0x2FFE, 0x44332211, 4)
+    guest_access.store(space, 0x2FFE, 0x44332211, 4)
     assert space.read(0x3000, 2) == b"\x33\x44"
     assert space.unassigned == 5
 
 
 def test_address_space_guest_access_at_the_last_address(stage) -> None:
     stage.io.add(MemoryRegion.mmio("last", 1, read=lambda offset, size: 0x5A), 0xFFFF)
-    assert stage.io.load(0xFFFF, 2) == 0xFF5A
-    assert stage.memory.load(ADDRESS_SPACE_SIZE - 1, 4) == 0xFFFF_FFFF
+    assert guest_access.load(stage.io, 0xFFFF, 2) == 0xFF5A
+    assert guest_access.load(stage.memory, ADDRESS_SPACE_SIZE - 1, 4) == 0xFFFF_FFFF
 
 
 def test_address_space_device_without_handlers_reads_ones_and_swallows_writes(stage) -> None:
     stage.memory.add(MemoryRegion.mmio("mute", 0x100), 0)
-    assert stage.memory.load(4, 4) == 0xFFFF_FFFF
-    stage.memory.store(4, 1, 4)
+    assert guest_access.load(stage.memory, 4, 4) == 0xFFFF_FFFF
+    guest_access.store(stage.memory, 4, 1, 4)
     assert stage.memory.read(4, 2) == b"\xff\xff"
     assert stage.memory.unassigned == 0
 
 
 def test_address_space_device_that_answers_too_wide_is_cut(stage) -> None:
     stage.memory.add(MemoryRegion.mmio("wide", 0x100, read=lambda offset, size: -2), 0)
-    assert stage.memory.load(0, 2) == 0xFFFE
+    assert guest_access.load(stage.memory, 0, 2) == 0xFFFE
 
 
 @settings(max_examples=60)
@@ -180,12 +181,12 @@ def test_address_space_guest_sees_little_endian_bytes(make_stage, accesses) -> N
     model = bytearray(0x10) + b"\x77" * 8 + bytearray(0x28) + b"\xff" * 0x18
     for address, size, value in accesses:
         value &= (1 << 8 * size) - 1
-        stage.memory.store(address, value, size)
+        guest_access.store(stage.memory, address, value, size)
         for index in range(size):
             at = address + index
             if at < 0x10 or 0x18 <= at < 0x40:
                 model[at] = value >> 8 * index & 0xFF
-        assert stage.memory.load(address, size) == int.from_bytes(model[address : address + size], "little")
+        assert guest_access.load(stage.memory, address, size) == int.from_bytes(model[address : address + size], "little")
     assert stage.memory.read(0, 0x40) == bytes(model[:0x40])
 
 
@@ -201,8 +202,8 @@ def test_address_space_access_of_one_guest_instruction_uses_one_view(stage) -> N
 
     stage.memory.add(MemoryRegion.mmio("one", 0x10, read=read), 0)
     stage.memory.add(MemoryRegion.mmio("two", 0x10, read=lambda offset, size: 0x22), 0x10)
-    assert stage.memory.load(0xF, 2) == 0x2211
-    assert stage.memory.load(0xF, 2) == 0xEE11
+    assert guest_access.load(stage.memory, 0xF, 2) == 0x2211
+    assert guest_access.load(stage.memory, 0xF, 2) == 0xEE11
 
 
 def test_address_space_host_read_uses_one_view(stage) -> None:
@@ -225,17 +226,17 @@ def test_address_space_store_run_hands_a_run_over_in_one_call(stage) -> None:
     runs = []
     device = MemoryRegion.mmio("port", 8, write_run=lambda offset, data: runs.append((offset, data)))
     stage.io.add(MemoryRegion.alias("window", device, 2, 4), 0x3F8)
-    stage.io.store_run(0x3F9, 1, b"hello")
+    guest_access.store_run(stage.io, 0x3F9, 1, b"hello")
     assert runs == [(3, b"hello")]
 
 
 def test_address_space_store_run_without_a_run_handler_stores_one_by_one(stage) -> None:
     device = Device()
     stage.io.add(device.region, 0x100)
-    stage.io.store_run(0x102, 1, b"ab")
-    stage.io.store_run(0x104, 2, b"abcd")
+    guest_access.store_run(stage.io, 0x102, 1, b"ab")
+    guest_access.store_run(stage.io, 0x104, 2, b"abcd")
     assert device.writes == [(2, 0x61, 1), (2, 0x62, 1), (4, 0x6261, 2), (4, 0x6463, 2)]
-    stage.io.store_run(0x900, 2, b"abcd")
+    guest_access.store_run(stage.io, 0x900, 2, b"abcd")
     assert stage.io.unassigned == 2
 
 
@@ -244,7 +245,7 @@ def test_address_space_store_run_of_wide_writes_does_not_use_the_run_handler(sta
     stage.io.add(
         MemoryRegion.mmio("port", 8, write=lambda *access: writes.append(access), write_run=lambda *run: 1 / 0), 0
     )
-    stage.io.store_run(0, 2, b"abcd")
+    guest_access.store_run(stage.io, 0, 2, b"abcd")
     assert writes == [(0, 0x6261, 2), (0, 0x6463, 2)]
 
 
@@ -260,11 +261,11 @@ def test_address_space_handlers_run_under_the_devices_lock_or_the_big_lock(stage
     stage.memory.add(device.region, 0)
     stage.memory.add(queued, 0x1000)
     device.watched = lock or stage.big_lock
-    stage.memory.load(0, 4)
-    stage.memory.store(0, 1, 4)
+    guest_access.load(stage.memory, 0, 4)
+    guest_access.store(stage.memory, 0, 1, 4)
     stage.memory.read(0, 1)
     stage.memory.write(0, b"x")
-    stage.memory.store_run(0x1000, 1, b"x")
+    guest_access.store_run(stage.memory, 0x1000, 1, b"x")
     assert device.held == [True] * 4
     assert runs == [True]
     assert not device.watched.held()
@@ -282,8 +283,8 @@ def test_address_space_ram_is_served_without_any_lock(space, stage, spawn) -> No
 
     worker = spawn(hog)
     assert begun.wait(20)
-    space.store(0, 7, 1)
-    assert space.load(0, 1) == 7
+    guest_access.store(space, 0, 7, 1)
+    assert guest_access.load(space, 0, 1) == 7
     assert space.read(0, 1) == b"\x07"
     done.set()
     worker.join()

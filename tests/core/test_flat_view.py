@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.address import ADDRESS_SPACE_SIZE, AddressRange
-from accel.memory.flat_view import EMPTY_VIEW, FlatView, diff, render
+from accel.memory.flat_view import EMPTY_VIEW, FlatView
+from accel.memory.render import render
+from accel.memory.splice import diff
 from accel.memory.region import MemoryRegion, RegionKind
 
 SPAN = 48
@@ -213,7 +215,7 @@ def test_flat_view_diff_takes_the_old_view_to_the_new(data: st.DataObject) -> No
         what = data.draw(st.sampled_from(["enabled", "readonly", "unmergeable"]))
         setattr(region, what, not getattr(region, what))
     new = render(root)
-    delta = diff(old, new)
+    delta = diff(old.sections, new.sections)
     for one in (delta.removed, delta.added, delta.kept):
         assert all(a.range.end <= b.range.start for a, b in pairwise(one)), "ascending and apart"
     assert [*delta.removed] == [section for section in old if section not in new.sections]
@@ -225,10 +227,10 @@ def test_flat_view_diff_takes_the_old_view_to_the_new(data: st.DataObject) -> No
 
 def test_flat_view_diff_of_a_view_with_itself_keeps_all() -> None:
     view = render(_two_rams())
-    delta = diff(view, view)
+    delta = diff(view.sections, view.sections)
     assert (delta.removed, delta.added) == ((), ())
     assert delta.kept == view.sections
-    assert diff(EMPTY_VIEW, view).added == diff(view, EMPTY_VIEW).removed == view.sections
+    assert diff(EMPTY_VIEW.sections, view.sections).added == diff(view.sections, EMPTY_VIEW.sections).removed == view.sections
 
 
 def _two_rams() -> MemoryRegion:

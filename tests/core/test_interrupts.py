@@ -27,7 +27,7 @@ from accel.exits import ExitKind
 from accel.interrupts import deliver_interrupts, interrupts_held_back
 from accel.locks import Lock
 from accel.memory import address_space, region, slot_plan, transaction
-from accel.memory.flat_view import render
+from accel.memory.render import render
 from accel.memory.region import MemoryRegion
 
 #: At these CPython looks for signals.

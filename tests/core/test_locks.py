@@ -14,6 +14,7 @@ from accel.errors import LockError
 from accel.locks import (
     BIG_LOCK,
     DEVICE_LOCK,
+    DIRTY_LOCK,
     GATE,
     GATES_LOCK,
     LOCK_CLASSES,
@@ -52,7 +53,7 @@ def test_lock_taken_while_holding_another_follows_the_ranks(outer: LockClass, in
 
 
 def test_lock_order_is_what_the_module_says() -> None:
-    order = [BIG_LOCK, DEVICE_LOCK, RING_LOCK, SLOTS_LOCK, GATE, GATES_LOCK]
+    order = [BIG_LOCK, DEVICE_LOCK, RING_LOCK, SLOTS_LOCK, GATE, GATES_LOCK, DIRTY_LOCK]
     assert list(LOCK_CLASSES) == order
     assert [one.rank for one in order] == sorted({one.rank for one in order})
     assert all(one.protects and one.comment for one in order)

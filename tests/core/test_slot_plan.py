@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from accel.address import AddressRange, align_down
 from accel.errors import MapLostError, MemorySlotError
-from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection, diff
+from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
+from accel.memory.splice import diff
 from accel.memory.ram_block import RamBlock
 from accel.memory.region import MemoryRegion, RegionKind
 from accel.memory.slot_plan import Slot, SlotPlan, SlotUpdate, overlaps, plan_slots, section_slots
@@ -120,7 +121,7 @@ def test_slot_plan_ends_at_exactly_the_wanted_pages(steps: list[FlatView], polic
     slots: list[Slot] = []
     old = EMPTY_VIEW
     for new in steps:
-        delta = diff(old, new)
+        delta = diff(old.sections, new.sections)
         present = _present(slots, delta.removed)
         plan = plan_slots(present, _wanted(delta.added, limit), policy)
         after = _pages_of_view(new)
