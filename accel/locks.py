@@ -2,7 +2,7 @@
 
 Order, outermost first (a lock may be taken while holding those before it, never those after it):
 
-    big lock → device locks → coalesced ring;   big lock → slots locks → gates
+    big lock → device locks → coalesced ring;   big lock → slots locks → gates;   any of these → dirty logs
 
 With validation on (``ACCEL_LOCKDEP=1``, always in the tests) every acquisition is checked against the ranks of
 the locks that the thread holds, and a violation raises `LockError` at the place of the mistake, whether or not
@@ -81,8 +81,14 @@ GATES_LOCK = LockClass(
     "the set of gates and the count of VM calls inside",
     "a leaf, held for a few instructions only, never around a call into the accelerator",
 )
+DIRTY_LOCK = LockClass(
+    "dirty_lock",
+    60,
+    "the dirty bitmaps of one RAM block and the count of each client",
+    "a leaf, taken by anyone at any time, inside a gate too; held for one pass over a bitmap at most",
+)
 
-LOCK_CLASSES = (BIG_LOCK, DEVICE_LOCK, RING_LOCK, SLOTS_LOCK, GATE, GATES_LOCK)
+LOCK_CLASSES = (BIG_LOCK, DEVICE_LOCK, RING_LOCK, SLOTS_LOCK, GATE, GATES_LOCK, DIRTY_LOCK)
 
 
 class Ranked(Protocol):
