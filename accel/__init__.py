@@ -42,8 +42,17 @@ if TYPE_CHECKING:
     from accel.hookspecs import hookimpl as hookimpl
     from accel.machine import Machine as Machine
     from accel.memory.address_space import AddressSpace as AddressSpace
+    from accel.memory.backing import Backing as Backing
+    from accel.memory.dirty import DirtyClient as DirtyClient
+    from accel.memory.flat_view import FlatView as FlatView
+    from accel.memory.flat_view import MemoryRegionSection as MemoryRegionSection
+    from accel.memory.ioeventfd import IoEventFd as IoEventFd
     from accel.memory.listener import MemoryListener as MemoryListener
+    from accel.memory.listener import Update as Update
+    from accel.memory.mmio import AccessSizes as AccessSizes
+    from accel.memory.mmio import MmioOps as MmioOps
     from accel.memory.region import MemoryRegion as MemoryRegion
+    from accel.memory.region import RegionKind as RegionKind
     from accel.options import Option as Option
     from accel.plugins import open_accelerator as open_accelerator
     from accel.program import GuestProgram as GuestProgram
@@ -59,25 +68,32 @@ _WHERE = {
     "MEMORY_OPTIONS": "accel.backend",
     "AccelError": "accel.errors",
     "Accelerator": "accel.backend",
+    "AccessSizes": "accel.memory.mmio",
     "AddressRange": "accel.address",
     "AddressSpace": "accel.memory.address_space",
     "Availability": "accel.backend",
+    "Backing": "accel.memory.backing",
     "BootMode": "accel.arch.x86",
     "Capability": "accel.backend",
     "Debug": "accel.exits",
     "Device": "accel.devices.base",
     "DeviceType": "accel.devices.base",
+    "DirtyClient": "accel.memory.dirty",
     "ExitKind": "accel.exits",
     "FailEntry": "accel.exits",
+    "FlatView": "accel.memory.flat_view",
     "GuestProgram": "accel.program",
     "Halt": "accel.exits",
     "InternalError": "accel.exits",
     "Interrupted": "accel.exits",
+    "IoEventFd": "accel.memory.ioeventfd",
     "IoIn": "accel.exits",
     "IoOut": "accel.exits",
     "Machine": "accel.machine",
     "MemoryListener": "accel.memory.listener",
     "MemoryRegion": "accel.memory.region",
+    "MemoryRegionSection": "accel.memory.flat_view",
+    "MmioOps": "accel.memory.mmio",
     "MmioRead": "accel.exits",
     "MmioWrite": "accel.exits",
     "OpenAccelerator": "accel.vm",
@@ -85,9 +101,11 @@ _WHERE = {
     "OtherExit": "accel.exits",
     "Outcome": "accel.result",
     "PortAccess": "accel.devices.port_handler",
+    "RegionKind": "accel.memory.region",
     "Run": "accel.run",
     "RunResult": "accel.result",
     "Shutdown": "accel.exits",
+    "Update": "accel.memory.listener",
     "Vcpu": "accel.vcpu",
     "VcpuBackend": "accel.backend",
     "VcpuResult": "accel.result",

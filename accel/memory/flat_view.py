@@ -80,8 +80,15 @@ class MemoryRegionSection:
         return self.region.block.view[at : at + size]
 
     def store(self, start: int, data: bytes | memoryview) -> None:
-        """Write to the memory that it shows from `start` on, and note that for the clients that log it."""
-        self.span(start, len(data))[:] = data
+        """Write to the memory that it shows from `start` on, and note that for the clients that log it.
+
+        Raises:
+            AddressError: The host cannot write this memory.
+        """
+        span = self.span(start, len(data))
+        if span.readonly:
+            raise AddressError(f"the memory of '{self.region.name}' is a read-only file; write to a copy of it")
+        span[:] = data
         self.region.mark_dirty(self.offset + start - self.range.start, len(data))
 
     def part(self, start: int, end: int) -> MemoryRegionSection:

@@ -108,14 +108,17 @@ class MemoryRegion(RegionContents):
     ) -> MemoryRegion:
         """Make RAM; `resize` works up to `max_size`, for which address space is reserved at once.
 
-        `backing` says what host memory it is, zeroed anonymous memory where it is None; see `Backing`.
+        `backing` says what host memory it is, zeroed anonymous memory where it is None; see `Backing`. What the host
+        cannot write, such as a read-only file, the guest cannot write either.
 
         Raises:
             AddressError: The host cannot do that, with the reason.
         """
         limit = None if max_size is None else parse_size(max_size)
         block = RamBlock(name, parse_size(size), limit, backing=backing or Backing.anonymous())
-        return cls(name, RegionKind.RAM, size, block=block, nonvolatile=nonvolatile)
+        return cls(
+            name, RegionKind.RAM, size, block=block, readonly=block.backing.readonly, nonvolatile=nonvolatile
+        )
 
     @classmethod
     def rom(cls, name: str, contents: bytes | memoryview, size: int | str | None = None) -> MemoryRegion:
@@ -219,9 +222,11 @@ class MemoryRegion(RegionContents):
                 block.size = length
 
     def set_readonly(self, readonly: bool) -> None:
-        """Keep guest writes out of memory, or let them in. Raises RegionError for ROM."""
+        """Keep guest writes out of memory, or let them in. Raises RegionError where nobody can write."""
         if self.kind is RegionKind.ROM and not readonly:
             raise RegionError(self.name, "is ROM; writable memory is RAM")
+        if self.block is not None and self.block.backing.readonly and not readonly:
+            raise RegionError(self.name, "has a read-only file for its memory; use one that can be written")
         self._edit(readonly=readonly)
 
     def set_nonvolatile(self, nonvolatile: bool) -> None:

@@ -43,8 +43,15 @@ class RegionContents(RegionNode):
         return bytes(self.view(offset, size))
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Set bytes of its memory, ROM too. Raises AddressError outside of the region."""
-        self.view(offset, len(data))[:] = data
+        """Set bytes of its memory, ROM too.
+
+        Raises:
+            AddressError: Outside of the region, or the host cannot write this memory.
+        """
+        span = self.view(offset, len(data))
+        if span.readonly:
+            raise AddressError(f"the memory of '{self.name}' is a read-only file; write to a copy of it")
+        span[:] = data
         self.mark_dirty(offset, len(data))
 
     def view(self, offset: int = 0, size: int | None = None) -> memoryview:
