@@ -18,6 +18,7 @@ from accel.loaders.checks import check_fits
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
 from accel.memory.address_space import AddressSpace
+from accel.memory.backing import Backing
 from accel.memory.ram_block import check_host_memory
 from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Atomic
@@ -45,7 +46,16 @@ class Machine:
         devices: What was attached, in order.
     """
 
-    def __init__(self, opened: OpenAccelerator, *, memory: int, cpus: int, irqchip: bool, pit: bool) -> None:
+    def __init__(
+        self,
+        opened: OpenAccelerator,
+        *,
+        memory: int,
+        cpus: int,
+        irqchip: bool,
+        pit: bool,
+        backing: Backing | None = None,
+    ) -> None:
         self._opened = opened
         self._irqchip = irqchip
         self._run: Run | None = None
@@ -62,7 +72,7 @@ class Machine:
         self.io: AddressSpace = self.vm.io
         if cpus > self.vm.backend.max_vcpus:
             raise UsageError(f"{cpus} vCPUs: {opened.name} offers up to {self.vm.backend.max_vcpus} here")
-        self.ram = MemoryRegion.ram("ram", memory)
+        self.ram = MemoryRegion.ram("ram", memory, backing=backing)
         with self.vm.transaction():
             self._place_ram()
         for index in range(cpus):
@@ -77,6 +87,7 @@ class Machine:
         cpus: int = 1,
         irqchip: bool = False,
         pit: bool | None = None,
+        backing: Backing | None = None,
         options: Mapping[str, Mapping[str, object]] | None = None,
         executes: str | None = None,
     ) -> Machine:
@@ -88,6 +99,7 @@ class Machine:
             cpus: Number of vCPUs.
             irqchip: Create interrupt controllers; all vCPUs but the first then wait for INIT and SIPI.
             pit: Create the interval timer; by default if there is an `irqchip`.
+            backing: What host memory the RAM is made of; anonymous memory where it is None.
             options: Options by accelerator name.
             executes: What the guest is, ``x86`` or ``program``; accelerators that cannot run it are passed over.
 
@@ -104,7 +116,14 @@ class Machine:
             raise UsageError(f"{cpus} vCPUs: a machine needs at least one")
         opened = open_accelerator(accelerators, options=options, executes=executes)
         try:
-            machine = cls(opened, memory=size, cpus=cpus, irqchip=irqchip, pit=irqchip if pit is None else pit)
+            machine = cls(
+                opened,
+                memory=size,
+                cpus=cpus,
+                irqchip=irqchip,
+                pit=irqchip if pit is None else pit,
+                backing=backing,
+            )
             machine._tell_plugins()
         except BaseException:
             opened.close()
