@@ -26,7 +26,7 @@ _KINDS = {
 
 
 def open_regular(path: str, what: str, *, write: bool, create: bool) -> int:
-    """Open a regular file and return its fd, which no child inherits.
+    """Open a regular file and return its fd, which no child inherits, as for all that Python opens.
 
     Args:
         path: The file.
@@ -39,7 +39,7 @@ def open_regular(path: str, what: str, *, write: bool, create: bool) -> int:
     """
     # Opening a device can do things and opening a FIFO can wait, so the kind is looked at first and, since the path
     # may lead elsewhere a moment later, O_NONBLOCK and a second look follow.
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if write else os.O_RDONLY)
+    flags = os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if write else os.O_RDONLY)
     try:
         if os.path.exists(path):
             _check_kind(os.stat(path), what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
 from accel.errors import OptionError
-from accel.memory.backing import ADVICE, Backing
+from accel.memory.backing import ADVICE, Backing, open_backing
+from accel.memory.host_file import file_page_size
 
 PAGE = mmap.PAGESIZE
+POOLS = Path("/sys/kernel/mm/hugepages")
 
 
 def test_backing_anonymous_is_private_and_plain() -> None:
@@ -118,3 +121,13 @@ def test_backing_impossible_combination_names_field_value_and_next_step(field, v
     assert caught.value.option == field
     assert str(caught.value).startswith(f"backing.{field} = {value}: ")
     assert step in str(caught.value)
+
+
+@pytest.mark.needs("/sys/kernel/mm/hugepages")
+@pytest.mark.parametrize("size", [None, *(int(one.name[10:-2]) << 10 for one in POOLS.glob("hugepages-*kB"))])
+def test_open_backing_memfd_has_pages_of_the_size_asked_for(size: int | None) -> None:
+    fd, page_size = open_backing(Backing.memfd(huge_pages=size), "r")
+    try:
+        assert file_page_size(fd) == page_size == (size or PAGE)
+    finally:
+        os.close(fd)

@@ -250,7 +250,7 @@ def test_ram_block_prefault_of_more_than_the_host_has_is_refused_at_once(tmp_pat
 def test_ram_block_prefault_asks_for_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ram"
     file.write_bytes(b"x" * 2 * PAGE)
-    room = host_memory.os.stat(file).st_blocks * 512
+    room = file.stat().st_blocks * 512
     monkeypatch.setattr(ram_block, "available_memory", lambda: 3 * PAGE)
     shared, private = (Backing.file(file, shared=shared, prefault=True) for shared in (True, False))
     RamBlock("r", 3 * PAGE, 99 * PAGE, backing=Backing.anonymous(prefault=True))
