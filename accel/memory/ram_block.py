@@ -85,11 +85,7 @@ class RamBlock:
         max_size: int | None = None,
         *,
         backing: Backing = _ANONYMOUS,
-        shared: bool = False,
     ) -> None:
-        if shared:
-            # The short form of before there was `backing`, which took any name.
-            backing, name = Backing.memfd(), name.replace("\0", " ")
         self.fd = -1
         self.pins = 0
         self._map: mmap.mmap | None = None
