@@ -7,21 +7,28 @@ there exit and are served from the view.
 
 Two policies. ``replace`` deletes the slots of each section that goes and creates those of each that comes, as
 QEMU does. ``least`` leaves a slot alone whose mapping stays right and creates only what is missing, so that
-growth is one more slot. A change needs a hold if a deleted range is added back.
+growth is one more slot. Under both, a slot that stays and only begins or ends to log dirty pages is toggled in place.
+
+What needs a hold: a deleted range that is added back, since the guest could meet the gap; and a log that goes, with
+its slot or from a slot that stays. Its bits are collected before, and a guest that ran on could write a page between
+the two. For the end of a log this matters if the change fails later: the client then logs on and wants those pages.
+The beginning of a log needs none: nobody is owed what is written before.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from accel.address import ADDRESS_SPACE_SIZE, AddressRange, align_down, align_up
 from accel.errors import AccelError, MapLostError
 from accel.locks import Lock
+from accel.memory.dirty import DirtyLog
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import Update
 from accel.memory.ram_block import RamBlock
@@ -39,6 +46,7 @@ class Slot:
         hva: Host-virtual address, page aligned.
         readonly: Whether guest writes exit instead of reaching the memory.
         block: The host memory, kept mapped for as long as the slot exists.
+        log: What the accelerator's notes of written pages are for; None where it makes none.
     """
 
     gpa: int
@@ -46,25 +54,41 @@ class Slot:
     hva: int
     readonly: bool
     block: RamBlock = field(eq=False, repr=False)
+    log: DirtyLog | None = field(default=None, repr=False)
 
     @property
     def range(self) -> AddressRange:
         """The guest-physical addresses it maps."""
         return AddressRange.sized(self.gpa, self.size)
 
+    @property
+    def offset(self) -> int:
+        """Where in its block it begins."""
+        return self.hva - self.block.address
+
     def part(self, window: AddressRange) -> Slot:
         """Return the slot for the part inside `window`, which it covers."""
         hva = self.hva + window.start - self.gpa
-        return Slot(window.start, window.size, hva, self.readonly, self.block)
+        return Slot(window.start, window.size, hva, self.readonly, self.block, self.log)
+
+    def with_log(self, log: DirtyLog | None) -> Slot:
+        """Return the slot that maps the same and logs for `log`."""
+        return evolve(self, log=log)
 
     def agrees(self, other: Slot) -> bool:
-        """Return whether both map the addresses that they share alike."""
+        """Return whether both map the addresses that they share alike, and not for different logs."""
         same_place = self.hva - self.gpa == other.hva - other.gpa
-        return same_place and self.readonly == other.readonly and self.block is other.block
+        same_log = self.log is other.log or self.log is None or other.log is None
+        return same_place and same_log and self.readonly == other.readonly and self.block is other.block
 
     def __str__(self) -> str:
         mode = "r-" if self.readonly else "rw"
+        mode += "" if self.log is None else " logged"
         return f"GPA {self.gpa:#x} size {self.size:#x} HVA {self.hva:#x} {mode}"
+
+
+#: A slot as it is, and as it is to be with another `log`.
+Toggle = tuple[Slot, Slot]
 
 
 def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: int = ADDRESS_SPACE_SIZE) -> list[Slot]:
@@ -79,7 +103,24 @@ def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: i
     assert block is not None
     limit = align_down(max_slot_size, page_size)
     borders = [start, *range(align_down(start, limit) + limit, end, limit), end]
-    return [Slot(gpa, stop - gpa, hva + gpa - start, section.maps_readonly, block) for gpa, stop in pairwise(borders)]
+    readonly, log = section.maps_readonly, _log_of(section)
+    return [Slot(gpa, stop - gpa, hva + gpa - start, readonly, block, log) for gpa, stop in pairwise(borders)]
+
+
+def section_toggles(present: Iterable[Slot], section: MemoryRegionSection) -> list[Toggle]:
+    """Return what to toggle for `section`, which stays with another log mask.
+
+    Args:
+        present: The slots that it has, ascending.
+        section: With its new mask.
+    """
+    log = _log_of(section)
+    return [(slot, slot.with_log(log)) for slot in present if slot.log is not log]
+
+
+def _log_of(section: MemoryRegionSection) -> DirtyLog | None:
+    """Return what its slots log for; nothing where no guest write reaches the memory."""
+    return section.region.dirty_log() if section.log_mask and not section.maps_readonly else None
 
 
 def overlaps(deletes: Sequence[Slot], adds: Sequence[Slot]) -> bool:
@@ -97,36 +138,49 @@ def overlaps(deletes: Sequence[Slot], adds: Sequence[Slot]) -> bool:
 
 @frozen
 class SlotPlan:
-    """Slots to delete and then slots to create, each ascending."""
+    """Slots to toggle, then slots to delete, then slots to create, the last two ascending; true if there is one."""
 
     deletes: tuple[Slot, ...]
     creates: tuple[Slot, ...]
+    toggles: tuple[Toggle, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.toggles or self.deletes or self.creates)
 
     @property
     def needs_hold(self) -> bool:
-        """Whether a deleted range is added back."""
-        return overlaps(self.deletes, self.creates)
+        """Whether a deleted range is added back, or a log goes."""
+        gone = any(slot.log is not None for slot in self.deletes) or any(old.log is not None for old, _ in self.toggles)
+        return gone or overlaps(self.deletes, self.creates)
 
 
-def plan_slots(present: Iterable[Slot], wanted: Sequence[Slot], policy: Policy) -> SlotPlan:
+def plan_slots(
+    present: Iterable[Slot], wanted: Sequence[Slot], policy: Policy, toggles: Iterable[Toggle] = ()
+) -> SlotPlan:
     """Return the steps from the slots `present` to those `wanted`.
 
     Args:
         present: The slots of all sections that go, ascending.
         wanted: The slots of all sections that come, ascending.
         policy: See the module's text.
+        toggles: Those of the sections that stay (`section_toggles`).
     """
     if policy == "replace":
-        return SlotPlan(tuple(present), tuple(wanted))
+        return SlotPlan(tuple(present), tuple(wanted), tuple(toggles))
     deletes: list[Slot] = []
     kept: list[Slot] = []
+    changed = list(toggles)
     index = 0
     for slot in present:
         while index < len(wanted) and wanted[index].range.end <= slot.gpa:
             index += 1
-        fits = index < len(wanted) and wanted[index].range.covers(slot.range) and wanted[index].agrees(slot)
-        (kept if fits else deletes).append(slot)
-    return SlotPlan(tuple(deletes), tuple(_missing(wanted, kept)))
+        if index < len(wanted) and wanted[index].range.covers(slot.range) and wanted[index].agrees(slot):
+            kept.append(slot)
+            if slot.log is not wanted[index].log:
+                changed.append((slot, slot.with_log(wanted[index].log)))
+        else:
+            deletes.append(slot)
+    return SlotPlan(tuple(deletes), tuple(_missing(wanted, kept)), tuple(changed))
 
 
 def _missing(wanted: Sequence[Slot], kept: Sequence[Slot]) -> Iterable[Slot]:
@@ -144,7 +198,10 @@ def _missing(wanted: Sequence[Slot], kept: Sequence[Slot]) -> Iterable[Slot]:
 
 
 class SlotUpdate(Update):
-    """Carries out a `SlotPlan`: all deletes, then all creates, undone in reverse.
+    """Carries out a `SlotPlan`, undone in reverse. No bit of a dirty log is lost on either way.
+
+    Before a log goes, its bits are collected. What is taken back after a failure may have been written meanwhile, if
+    nobody was held: there all pages of a created slot that logs count as dirty.
 
     Args:
         plan: What to do.
@@ -152,6 +209,9 @@ class SlotUpdate(Update):
         delete: Deletes it; raises MemorySlotError.
         present: Describes the slots that are there, for a lost map.
         lock: The listener's slots lock.
+        toggle: Lets a slot (as it is) log or not log any more (as it is to be); raises MemorySlotError. None for an
+            accelerator that marks each write in `Slot.log` by itself and need not be told.
+        collect: Merges what the accelerator noted for a slot into `Slot.log`; raises BackendError. None as above.
     """
 
     def __init__(
@@ -161,6 +221,9 @@ class SlotUpdate(Update):
         delete: Callable[[Slot], None],
         present: Callable[[], Iterable[Slot]],
         lock: Lock,
+        *,
+        toggle: Callable[[Slot, Slot], None] | None = None,
+        collect: Callable[[Slot], None] | None = None,
     ) -> None:
         self.needs_hold = plan.needs_hold
         self.lock = lock
@@ -168,26 +231,43 @@ class SlotUpdate(Update):
         self._create = create
         self._delete = delete
         self._present = present
-        self._done: list[tuple[Callable[[Slot], None], Slot]] = []
+        self._toggle = toggle
+        self._collect = collect
+        self._done: list[Callable[[], None]] = []
 
     def apply(self) -> None:
-        """Delete, then create; stops at the first step that fails."""
+        """Toggle, delete, then create; stops at the first step that fails."""
+        if self._toggle is not None:
+            for old, new in self._plan.toggles:
+                if new.log is None:
+                    self._keep_bits(old)
+                self._toggle(old, new)
+                self._done.append(partial(self._toggle, new, old))
         for slot in self._plan.deletes:
+            self._keep_bits(slot)
             self._delete(slot)
-            self._done.append((self._create, slot))
+            self._done.append(partial(self._create, slot))
         for slot in self._plan.creates:
             self._create(slot)
-            self._done.append((self._delete, slot))
+            self._done.append(partial(self._take_back, slot))
 
     def undo(self) -> None:
         """Take back the steps that were made. Raises MapLostError if one cannot be."""
         while self._done:
-            inverse, slot = self._done.pop()
             try:
-                inverse(slot)
+                self._done.pop()()
             except AccelError as error:
                 problem = f"a failed memory change could not be undone ({error})"
                 raise MapLostError(problem, map(str, self._present())) from error
+
+    def _keep_bits(self, slot: Slot) -> None:
+        if slot.log is not None and self._collect is not None:
+            self._collect(slot)
+
+    def _take_back(self, slot: Slot) -> None:
+        self._delete(slot)
+        if slot.log is not None and not self.needs_hold:
+            slot.log.mark(slot.offset, slot.size)
 
 
 class SlotNumbers:

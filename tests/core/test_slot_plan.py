@@ -1,4 +1,4 @@
-"""Slot planning: whole pages, least change, holds where they are needed, and updates that can be taken back.
+"""Slot planning: whole pages, least change, holds where they are needed; and where each guest page is logged.
 
 The oracle has no slots, only pages: what each page of a view is backed by, found one byte at a time. Pages are 4
 bytes here, so that odd offsets and sizes come up often.
@@ -6,7 +6,6 @@ bytes here, so that odd offsets and sizes come up often.
 
 from __future__ import annotations
 
-import errno
 from itertools import pairwise
 
 import pytest
@@ -14,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.address import AddressRange, align_down
-from accel.errors import MapLostError, MemorySlotError
+from accel.memory.dirty import DirtyClient, DirtyLog
 from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
-from accel.memory.splice import diff
 from accel.memory.ram_block import RamBlock
 from accel.memory.region import MemoryRegion, RegionKind
-from accel.memory.slot_plan import Slot, SlotPlan, SlotUpdate, overlaps, plan_slots, section_slots
+from accel.memory.slot_plan import Slot, SlotPlan, overlaps, plan_slots, section_slots, section_toggles
+from accel.memory.splice import diff
 
 PAGE = 4
 SPAN = 96
@@ -28,15 +27,19 @@ REGIONS = [
     MemoryRegion("two", RegionKind.RAM, SPAN, block=RamBlock("two", SPAN)),
     MemoryRegion.mmio("device", SPAN),
 ]
+for _region in REGIONS[:2]:
+    _region.dirty = DirtyLog(SPAN, PAGE)
 
-#: What a page maps: (host page, read-only).
-Pages = dict[int, tuple[int, bool]]
+#: What a page maps: (host page, read-only, logged).
+Pages = dict[int, tuple[int, bool, bool]]
+VGA = int(DirtyClient.VGA)
 
 
 @st.composite
 def views(draw) -> FlatView:
     """Sections side by side with holes, of whatever region at whatever offset."""
     cuts = sorted(draw(st.sets(st.integers(0, SPAN), max_size=9)))
+    logged = draw(st.sets(st.sampled_from(["one", "two"])))
     sections = []
     for start, end in pairwise(cuts):
         region = draw(st.sampled_from([*REGIONS, REGIONS[0], None]))
@@ -45,7 +48,8 @@ def views(draw) -> FlatView:
             offset = draw(st.sampled_from([start, start, start, draw(st.integers(0, SPAN))]))
             if offset + end - start <= SPAN:
                 readonly = draw(st.sampled_from([False, False, False, True]))
-                sections.append(MemoryRegionSection(AddressRange(start, end), region, offset, readonly))
+                mask = VGA if region.name in logged else 0
+                sections.append(MemoryRegionSection(AddressRange(start, end), region, offset, readonly, log_mask=mask))
     return FlatView(tuple(sections))
 
 
@@ -59,7 +63,7 @@ def _pages_of_view(view: FlatView) -> Pages:
             continue
         host = section.region.block.address + section.offset + page - section.range.start
         if host % PAGE == 0:
-            found[page] = (host, section.readonly)
+            found[page] = (host, section.readonly, section.log_mask == VGA and not section.readonly)
     return found
 
 
@@ -68,7 +72,7 @@ def _pages_of_slots(slots) -> Pages:
     for slot in slots:
         for at in range(0, slot.size, PAGE):
             assert slot.gpa + at not in found, f"{slot} overlaps another"
-            found[slot.gpa + at] = (slot.hva + at, slot.readonly)
+            found[slot.gpa + at] = (slot.hva + at, slot.readonly, slot.log is not None)
     return found
 
 
@@ -80,9 +84,18 @@ def _present(slots: list[Slot], removed) -> list[Slot]:
     return [slot for slot in slots if any(section.range.covers(slot.range) for section in removed)]
 
 
+def _plan(slots: list[Slot], old: FlatView, new: FlatView, policy: str, limit: int) -> SlotPlan:
+    """Plan as a listener does, from what a transaction tells it."""
+    delta = diff(old.sections, new.sections)
+    toggles = [one for _, section in delta.altered for one in section_toggles(_present(slots, [section]), section)]
+    return plan_slots(_present(slots, delta.removed), _wanted(delta.added, limit), policy, toggles)
+
+
 def _after(slots: list[Slot], plan: SlotPlan) -> list[Slot]:
-    assert all(slot in slots for slot in plan.deletes)
-    return sorted([slot for slot in slots if slot not in plan.deletes] + [*plan.creates], key=lambda slot: slot.gpa)
+    assert all(slot in slots for slot in (*plan.deletes, *(old for old, _ in plan.toggles)))
+    toggled = dict(plan.toggles)
+    left = [toggled.get(slot, slot) for slot in slots if slot not in plan.deletes]
+    return sorted([*left, *plan.creates], key=lambda slot: slot.gpa)
 
 
 LIMITS = st.sampled_from([1 << 64, 8, 12, 20, 32])
@@ -121,10 +134,8 @@ def test_slot_plan_ends_at_exactly_the_wanted_pages(steps: list[FlatView], polic
     slots: list[Slot] = []
     old = EMPTY_VIEW
     for new in steps:
-        delta = diff(old.sections, new.sections)
-        present = _present(slots, delta.removed)
-        plan = plan_slots(present, _wanted(delta.added, limit), policy)
-        after = _pages_of_view(new)
+        plan = _plan(slots, old, new, policy, limit)
+        before, after = _pages_of_slots(slots), _pages_of_view(new)
 
         # Deletes first, and no create meets a slot that is still there.
         left = [slot for slot in slots if slot not in plan.deletes]
@@ -136,7 +147,12 @@ def test_slot_plan_ends_at_exactly_the_wanted_pages(steps: list[FlatView], polic
         assert _pages_of_slots(slots_after) == after
 
         gone, come = set(_pages_of_slots(plan.deletes)), set(_pages_of_slots(plan.creates))
-        assert plan.needs_hold == bool(gone & come)
+        ends = {page for page, (*_, logged) in before.items() if logged and (page in gone or not after[page][2])}
+        assert plan.needs_hold == bool(gone & come or ends)
+        assert bool(plan) == (slots != slots_after)
+        for one, other in plan.toggles:
+            assert (one.log is None) != (other.log is None)
+            assert one == other.with_log(one.log)
         assert [*plan.deletes] == sorted(plan.deletes, key=lambda slot: slot.gpa)
         assert [*plan.creates] == sorted(plan.creates, key=lambda slot: slot.gpa)
         if policy == "least":
@@ -149,7 +165,7 @@ def _still_right(slot: Slot, after: Pages, view: FlatView) -> bool:
     """Return whether every page of `slot` is mapped the same way, by one section."""
     pages = _pages_of_slots([slot])
     sections = {id(view.find(page)) for page in pages}
-    return len(sections) == 1 and all(after.get(page) == where for page, where in pages.items())
+    return len(sections) == 1 and all(after.get(page, ())[:2] == where[:2] for page, where in pages.items())
 
 
 @given(views(), LIMITS)
@@ -157,6 +173,7 @@ def test_slot_plan_least_of_no_change_is_empty(view: FlatView, limit: int) -> No
     slots = _wanted(view, limit)
     plan = plan_slots(slots, _wanted(view, limit), "least")
     assert plan == SlotPlan((), ())
+    assert not plan
     assert not plan.needs_hold
 
 
@@ -216,82 +233,64 @@ def test_overlaps_agrees_with_sets_of_pages(one, other) -> None:
     assert overlaps(mine, theirs) == bool(set(_pages_of_slots(mine)) & set(_pages_of_slots(theirs)))
 
 
+# dirty logs
+
+
+def _logged(section_start: int, mask: int, readonly: bool = False) -> MemoryRegionSection:
+    window = AddressRange(section_start, section_start + 40)
+    return MemoryRegionSection(window, REGIONS[0], section_start, readonly, log_mask=mask)
+
+
+def test_section_slots_log_for_their_region_where_the_guest_can_write() -> None:
+    for mask in (int(DirtyClient.VGA), int(DirtyClient.MIGRATION), 7):
+        assert {slot.log for slot in section_slots(_logged(8, mask), PAGE, 16)} == {REGIONS[0].dirty}
+        assert {slot.log for slot in section_slots(_logged(8, mask, readonly=True), PAGE, 16)} == {None}
+    assert {slot.log for slot in section_slots(_logged(8, 0), PAGE, 16)} == {None}
+
+
+@pytest.mark.parametrize("policy", ["least", "replace"])
+@pytest.mark.parametrize("limit", [1 << 64, 16])
+def test_slot_plan_toggles_each_slot_of_a_section_that_stays_and_holds_for_the_end_only(policy, limit) -> None:
+    off, on = (section_slots(_logged(8, mask), PAGE, limit) for mask in (0, VGA))
+    assert len(off) == (1 if limit > SPAN else 3)
+    begin = plan_slots([], [], policy, section_toggles(off, _logged(8, VGA)))
+    assert begin == SlotPlan((), (), tuple(zip(off, on, strict=True)))
+    assert not begin.needs_hold
+    end = plan_slots([], [], policy, section_toggles(on, _logged(8, 0)))
+    assert end == SlotPlan((), (), tuple(zip(on, off, strict=True)))
+    assert end.needs_hold
+    other_client = _logged(8, int(DirtyClient.MIGRATION))
+    assert not plan_slots([], [], policy, section_toggles(on, other_client))
+
+
+def test_slot_plan_keeps_a_slot_whose_section_is_another_and_toggles_it() -> None:
+    off, on = (section_slots(_logged(8, mask), PAGE, 16) for mask in (0, VGA))
+    assert plan_slots(off, on, "least") == SlotPlan((), (), tuple(zip(off, on, strict=True)))
+    assert plan_slots(off, on, "replace") == SlotPlan(tuple(off), tuple(on))
+
+
+def test_slot_plan_of_a_logged_slot_that_goes_for_good_needs_a_hold() -> None:
+    off, on = (section_slots(_logged(8, mask), PAGE) for mask in (0, VGA))
+    assert plan_slots(on, [], "least").needs_hold
+    assert not plan_slots(off, [], "least").needs_hold
+    assert not plan_slots([], on, "least").needs_hold
+
+
+def test_slot_plan_never_keeps_a_slot_that_logs_for_something_else() -> None:
+    slot = section_slots(_logged(8, VGA), PAGE)[0]
+    other = slot.with_log(DirtyLog(SPAN, PAGE))
+    plan = plan_slots([slot], [other], "least")
+    assert (plan.deletes, plan.creates) == ((slot,), (other,))
+
+
+def test_slot_part_keeps_the_log_and_knows_its_place_in_the_block() -> None:
+    slot = section_slots(_logged(8, VGA), PAGE)[0]
+    part = slot.part(AddressRange(16, 24))
+    assert (part.log, part.offset, part.hva) == (slot.log, 16, slot.hva + 8)
+
+
 def test_slot_prints_its_addresses_in_hex() -> None:
     assert str(Slot(0x1000, 0x2000, 0x7F000, True, REGIONS[0].block)) == "GPA 0x1000 size 0x2000 HVA 0x7f000 r-"
-    assert str(Slot(0x1000, 0x2000, 0x7F000, False, REGIONS[0].block)).endswith(" rw")
-
-
-# updates
-
-
-@pytest.fixture
-def update_at_six_pages(slot_table):
-    """A table, and an update of it with three deletes and three creates."""
-    table = slot_table()
-    block = REGIONS[0].block
-
-    def slot(page: int, hva: int) -> Slot:
-        return Slot(page * 4096, 4096, hva * 4096, False, block)
-
-    old = [slot(page, page) for page in (1, 3, 5)]
-    new = [slot(page, page + 100) for page in (3, 5, 7)]
-    for one in old:
-        table.slots[one.gpa] = one
-    plan = SlotPlan(tuple(old), tuple(new))
-    update = SlotUpdate(plan, table._create, table._delete, table.slots.values, table.lock)
-    return table, update, old, new
-
-
-def test_slot_update_makes_all_deletes_and_then_all_creates(update_at_six_pages) -> None:
-    table, update, old, new = update_at_six_pages
-    assert update.needs_hold
-    assert update.lock is table.lock
-    update.apply()
-    assert table.calls == [("delete", slot) for slot in old] + [("create", slot) for slot in new]
-    assert [*table.slots.values()] == new
-
-
-@pytest.mark.parametrize("step", range(6))
-def test_slot_update_that_fails_at_a_step_is_undone_in_reverse(update_at_six_pages, step: int) -> None:
-    table, update, old, _ = update_at_six_pages
-    table.fail_at = {step}
-    with pytest.raises(MemorySlotError):
-        update.apply()
-    made = table.calls[:step]
-    update.undo()
-    assert sorted(table.slots.items()) == [(slot.gpa, slot) for slot in old]
-    inverse = {"delete": "create", "create": "delete"}
-    assert table.calls[step + 1 :] == [(inverse[kind], slot) for kind, slot in reversed(made)]
-
-
-def test_slot_update_that_was_applied_whole_can_be_undone(update_at_six_pages) -> None:
-    table, update, old, _ = update_at_six_pages
-    update.apply()
-    update.undo()
-    assert sorted(table.slots) == [slot.gpa for slot in old]
-    assert all(table.slots[slot.gpa] == slot for slot in old)
-    calls = len(table.calls)
-    update.undo()
-    assert len(table.calls) == calls, "there is nothing left to undo"
-
-
-@pytest.mark.parametrize("step", range(1, 6))
-def test_slot_update_that_cannot_be_undone_says_what_is_present(update_at_six_pages, step: int) -> None:
-    table, update, _, _ = update_at_six_pages
-    table.fail_at = {step, step + 1}
-    with pytest.raises(MemorySlotError):
-        update.apply()
-    with pytest.raises(MapLostError, match="could not be undone") as caught:
-        update.undo()
-    assert caught.value.slots == tuple(map(str, table.slots.values()))
-    assert isinstance(caught.value.__cause__, MemorySlotError)
-    assert caught.value.__cause__.errno == errno.ENOMEM
-
-
-def test_slot_update_without_steps_does_nothing(slot_table) -> None:
-    table = slot_table()
-    update = SlotUpdate(SlotPlan((), ()), table._create, table._delete, lambda: (), table.lock)
-    assert not update.needs_hold
-    update.apply()
-    update.undo()
-    assert table.calls == []
+    slot = Slot(0x1000, 0x2000, 0x7F000, False, REGIONS[0].block)
+    assert str(slot).endswith(" rw")
+    assert str(slot.with_log(REGIONS[0].dirty)).endswith(" rw logged")
