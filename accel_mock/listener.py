@@ -67,8 +67,8 @@ class MockMemoryListener(MemoryListener):
             MemorySlotError: There would be more slots than the VM can have.
         """
         table = self._memslots.table
-        # Deletes are told from high to low, and the planner wants both lists ascending.
-        present = [one.slot for gone in reversed(self._deletes) for one in table.overlapping(gone.range)]
+        # Told upward by address, and the planner wants both lists ascending.
+        present = [one.slot for gone in self._deletes for one in table.overlapping(gone.range)]
         wanted = [slot for section in self._adds for slot in section_slots(section, PAGE_SIZE)]
         plan = plan_slots(present, wanted, self._policy)
         if not plan.deletes and not plan.creates:

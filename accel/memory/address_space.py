@@ -14,7 +14,7 @@ from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
 from accel.memory.flat_view import EMPTY_VIEW, FlatView
 from accel.memory.host_access import HostAccess
-from accel.memory.listener import MemoryListener, name_listener, tell
+from accel.memory.listener import MemoryListener, call, tell
 from accel.memory.region import MemoryRegion
 from accel.memory.served import ServedHistory
 
@@ -120,16 +120,14 @@ class AddressSpace(HostAccess):
                 raise ClosedError(f"address space '{self.name}' is closed")
             if any(one is listener for one in self.listeners):
                 raise StateError(f"listener '{listener.name}' is registered with '{self.name}' already")
-            known = any(one is listener for space in transactions.spaces for one in space.listeners)
-            if transactions.log_mask and not known:
-                try:
-                    listener.log_global_start()
-                except Exception as error:
-                    raise name_listener(error, listener.name, "log_global_start") from error
-                undo.callback(tell, listener, "log_global_stop", listener.log_global_stop)
+            if transactions.log_mask and not any(one is listener for one in transactions.listeners):
+                with transactions.telling():
+                    call(listener, "log_global_start", listener.log_global_start)
+                undo.callback(tell, listener, "log_global_stop")
             transactions.replay(self, listener, EMPTY_VIEW, self.view)
             undo.pop_all()
             self.listeners = tuple(sorted((*self.listeners, listener), key=lambda one: one.priority))
+            transactions.note_listeners()
 
     def remove_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` that everything goes, and forget it.
@@ -144,9 +142,10 @@ class AddressSpace(HostAccess):
                 raise StateError(f"listener '{listener.name}' is not registered with '{self.name}'")
             transactions.replay(self, listener, self.view, EMPTY_VIEW)
             self.listeners = tuple(one for one in self.listeners if one is not listener)
-            known = any(one is listener for space in transactions.spaces for one in space.listeners)
-            if transactions.log_mask and not known:
-                tell(listener, "log_global_stop", listener.log_global_stop)
+            transactions.note_listeners()
+            if transactions.log_mask and not any(one is listener for one in transactions.listeners):
+                with transactions.telling():
+                    tell(listener, "log_global_stop")
 
     def count_unassigned(self) -> None:
         """Count a guest's access that nothing served. Takes the big lock."""

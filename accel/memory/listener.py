@@ -10,17 +10,35 @@ everything is in force, or ``abort`` if nothing is:
    ``log_stop`` where its log mask changed;
 3. section by section, ``coalesced_io_add`` and ``eventfd_add`` for what comes.
 
-Each of the three goes upward by address.
+Each of the three goes upward by address. Whoever's ``begin`` was called, even if it raised, hears one of ``commit``
+and ``abort``, once. A section that moves or is cut goes and comes with all its queued ranges and ioeventfds.
 
 Among listeners, whatever begins, adds or starts goes from low priority to high; what deletes, stops or aborts from
-high to low; equal priorities in order of registration. Registering a listener with a space replays the whole view to
-it as additions, with ``log_global_start`` before if that is on; removing it mirrors that.
+high to low; equal priorities in order of registration, in whichever space. Registering a listener with a space replays
+the whole view to it as additions, with ``log_global_start`` before if that is on; removing it mirrors that.
 
 ``region_nop`` is told for all that stays, so a listener that overrides it makes each commit cost as much as the map
-has sections. No other callback does.
+has sections. No other callback does. No callback may edit memory.
 
 A listener that makes the change real (an accelerator) also implements `prepare`: it notes the sections while it
 hears them, and hands back an `Update` that the transaction applies, with everyone held if it asks for it.
+
+Dirty logs
+----------
+What an accelerator that logs the guest's writes owes, so that no written page is ever missing from
+``section.region.dirty``:
+
+- *From when.* A section that comes with a `log_mask` is logged from its mapping's first moment; one whose mask
+  becomes more than 0 (``log_start``) from `apply` on; until its mask is 0 (``log_stop``) or it goes.
+- *What goes.* Before a mapping that logs is deleted, in `apply` and in `undo` alike, the pages that it noted are merged
+  into the log, though nobody asked: the region may be shown elsewhere a moment later, or again in the same place.
+  The vCPUs must not be able to write between the two, so the update sets `needs_hold`. Pages that were merged by a
+  change that is undone stay merged: they were written.
+- *log_sync* merges what is noted, and may leave it noted.
+- *log_clear* is told after the log was collected. It lets go of those noted pages only that a ``log_sync`` merged,
+  and has the next write to them noted. A page that was noted since must stay: nobody has seen it yet.
+
+One page too many in a log costs a copy; one too few loses data.
 """
 
 from __future__ import annotations
@@ -28,7 +46,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from accel.errors import AccelError, ListenerError
 from accel.locks import Lock
@@ -39,6 +57,9 @@ if TYPE_CHECKING:
     from accel.memory.ioeventfd import IoEventFd
 
 _log = logging.getLogger("accel.memory")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PRIORITY_MIN = 0
 PRIORITY_ACCEL = 10
@@ -134,16 +155,16 @@ class MemoryListener:
     # dirty logs, outside of transactions
 
     def log_sync(self, section: MemoryRegionSection) -> None:
-        """Merge what the accelerator knows of written pages of `section` into ``section.region.dirty``."""
+        """Merge the written pages of `section` that were noted into ``section.region.dirty``."""
 
     def log_sync_global(self) -> None:
         """The same for everything at once; a listener overrides this one or `log_sync`."""
 
     def log_clear(self, section: MemoryRegionSection) -> None:
-        """The pages of `section` were taken out of the log, and must be noted again when they are written."""
+        """The log of `section` was collected: note again the pages that were merged, and keep the others."""
 
     def log_global_start(self) -> None:
-        """All memory is going to be logged. Raises AccelError if that cannot be: nothing is then."""
+        """All memory is going to be logged: each section's mask follows. Raises AccelError if that cannot be."""
 
     def log_global_stop(self) -> None:
         """Memory is logged only where its own mask says so again."""
@@ -154,36 +175,53 @@ class MemoryListener:
 
 def overrides(listener: MemoryListener, callback: str) -> bool:
     """Return whether `listener` has a `callback` of its own, so that it is worth calling."""
-    return getattr(type(listener), callback) is not getattr(MemoryListener, callback)
+    own: object = getattr(listener, callback)
+    return getattr(own, "__func__", None) is not getattr(MemoryListener, callback)
 
 
-def name_listener(error: Exception, listener: str, step: str) -> AccelError:
-    """Return `error` with the listener's name and step in it, or a `ListenerError` about it."""
-    if not isinstance(error, AccelError):
-        return ListenerError(listener, step, error)
-    if error.listener is None:
-        error.listener, error.step = listener, step
-    return error
+def call(listener: MemoryListener, step: str, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call `function`, which does `step` for `listener`.
+
+    Raises:
+        AccelError: It raised this, which now says the listener's name and the step.
+        ListenerError: It raised some other exception, which is the cause.
+    """
+    try:
+        return function(*arguments, **options)
+    except AccelError as error:
+        if error.listener is None:
+            error.listener, error.step = listener.name, step
+        raise
+    except Exception as error:
+        raise ListenerError(listener.name, step, error) from error
 
 
-def tell(listener: MemoryListener, step: str, callback: Callable[[], None]) -> None:
+def tell(listener: MemoryListener, step: str) -> None:
     """Make a call that must not fail: what it raises is logged."""
     try:
-        callback()
+        getattr(listener, step)()
     except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
         _log.exception("memory listener '%s' failed in %s", listener.name, step)
 
 
-def rising(listeners: Iterable[MemoryListener]) -> list[MemoryListener]:
-    """Return `listeners`, each once, from low priority to high, equal ones in order of registration."""
-    unique: list[MemoryListener] = []
+def tell_all(listeners: Iterable[MemoryListener], step: str) -> None:
+    """Make the same call to each, which must not fail; what ends the program does so once all have heard."""
+    end: BaseException | None = None
     for listener in listeners:
-        if not any(listener is other for other in unique):
-            unique.append(listener)
-    unique.sort(key=lambda one: one.priority)
-    return unique
+        try:
+            tell(listener, step)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            end = end or error
+    if end is not None:
+        raise end
+
+
+def rising(listeners: Iterable[MemoryListener]) -> list[MemoryListener]:
+    """Return `listeners`, each once, from low priority to high, equal ones as they are."""
+    unique = {id(listener): listener for listener in listeners}
+    return sorted(unique.values(), key=lambda one: one.priority)
 
 
 def falling(listeners: Iterable[MemoryListener]) -> list[MemoryListener]:
-    """Return `listeners` from high priority to low, equal ones in order of registration."""
+    """Return `listeners` from high priority to low, equal ones as they are."""
     return sorted(listeners, key=lambda one: -one.priority)

@@ -4,27 +4,30 @@ Edits are journalled while the big lock is held; each nested ``with`` is a savep
 edits only. The outermost commit renders what was damaged (`accel.memory.damage`), and `accel.memory.commit` makes the
 change real, or raises with everything as before; then the tree goes back as well, so the map before stays in force.
 
-Once a commit is in force the journal is empty, so whatever is raised later takes nothing back; and a journal that an
-interrupt kept from being taken back is taken back before the next transaction.
+Once a commit is in force the journal is empty, so whatever is raised later takes nothing back. What a transaction that
+an interrupt (Ctrl-C) tore apart left in the journal is taken back before anything else is done.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from accel.blocker import AccelBlocker
-from accel.errors import ClosedError, LockError, MapLostError, StateError, UsageError
+from accel.errors import ClosedError, LockError, StateError, UsageError
 from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
-from accel.memory.commit import Commit, SpaceChange
+from accel.memory.commit import Commit, Hold
 from accel.memory.damage import Damage
 from accel.memory.flat_view import FlatView
-from accel.memory.listener import MemoryListener
-from accel.memory.ram_block import RamBlock
+from accel.memory.journal import Journal
+from accel.memory.listener import MemoryListener, rising
+from accel.memory.pins import Pins
+from accel.memory.record import SpaceChange
 from accel.memory.region import MemoryRegion
 from accel.memory.render import paint
 from accel.memory.splice import diff, splice
@@ -33,6 +36,15 @@ if TYPE_CHECKING:
     from accel.memory.address_space import AddressSpace
 
 Atomic = Literal["address", "map"]
+
+
+class _Thread(threading.local):
+    """The VM whose transaction a thread is in, or was."""
+
+    transactions: Transactions | None = None
+
+
+_thread = _Thread()
 
 
 class Transactions:
@@ -50,6 +62,8 @@ class Transactions:
         commits: Outermost transactions that changed a view.
         unheld: Those of them that held nobody.
         spaces: The address spaces, in order of creation; replaced under the big lock.
+        listeners: The listeners of all spaces, each once, from low priority to high, equal ones in order of
+            registration; replaced under the big lock.
         log_mask: Clients that log all memory (`DirtyClient`). Guarded by the big lock.
         cover: Called with each region that comes into a view while there are such clients.
     """
@@ -67,33 +81,34 @@ class Transactions:
         self.commits = 0
         self.unheld = 0
         self.spaces: tuple[AddressSpace, ...] = ()
+        self.listeners: tuple[MemoryListener, ...] = ()
         self.log_mask = 0
         self.cover: Callable[[MemoryRegion], None] = lambda region: None
         self._blocker = blocker
         self._hold = hold
         self._inhibit_timeout = inhibit_timeout
         self._before_commit = before_commit
-        # Guarded by the big lock: the undo of each edit, oldest first, and what waits for the change to be in force.
-        self._journal: list[Callable[[], None]] = []
-        self._deferred: list[Callable[[], None]] = []
+        # All of these are guarded by the big lock.
+        self._registered: tuple[MemoryListener, ...] = ()
         self._roots: Counter[Any] = Counter()
         self._damage = Damage(self._roots)
-        # How many sections of published views show each block: an accelerator may have mapped it for them.
-        self._pins: Counter[RamBlock] = Counter()
+        self._journal = Journal()
+        self._pins = Pins()
         self._depth = 0
         self._whole_map = False
-        self._committing = False
+        self._telling = False
         self._closed = False
 
     def close(self) -> None:
-        """Refuse transactions from now on: the accelerator's side is gone. Takes the big lock."""
-        with self.big_lock:
+        """Refuse transactions from now on: the accelerator's side is gone. Takes the big lock; may be called twice.
+
+        A transaction that is open fails at its end.
+        """
+        with self.big_lock, interrupts_held_back():
             self._closed = True
-            for block in self._pins.elements():
-                block.release()
             self._pins.clear()
 
-    # spaces
+    # spaces and listeners
 
     def add_space(self, space: AddressSpace) -> None:
         """Make `space`, which has no view yet, part of every commit, and publish its view."""
@@ -104,14 +119,30 @@ class Transactions:
 
     def remove_space(self, space: AddressSpace) -> None:
         """Let `space`, which has no listeners any more, be part of no commit."""
-        with self.exclusive():
-            self._set_spaces(tuple(one for one in self.spaces if one is not space))
-            self._unpin(section.region.block for section in space.view)
+        with self.exclusive(), interrupts_held_back():
+            if any(one is space for one in self.spaces):
+                self._set_spaces(tuple(one for one in self.spaces if one is not space))
+                self._pins.drop(space.view)
 
     def _set_spaces(self, spaces: tuple[AddressSpace, ...]) -> None:
         self.spaces = spaces
         self._roots.clear()
         self._roots.update(space.root for space in spaces)
+
+    def note_listeners(self) -> None:
+        """Bring `listeners` up to date with those of the spaces; needs the big lock."""
+        now = {id(one): one for space in self.spaces for one in space.listeners}
+        # Who was there before keeps the rank of its first registration.
+        stay = [now.pop(id(one)) for one in self._registered if id(one) in now]
+        self._registered = (*stay, *now.values())
+        self.listeners = tuple(rising(self._registered))
+
+    def replay(self, space: AddressSpace, listener: MemoryListener, old: FlatView, new: FlatView) -> None:
+        """Take one listener from `old` to `new`, applying what it asks for; needs the big lock."""
+        delta = diff(old.sections, new.sections)
+        change = SpaceChange(space, new, delta, (listener,), publish=False)
+        with interrupts_held_back():
+            self._run(Commit([change], [listener], self._blocker))
 
     # what edits need
 
@@ -131,25 +162,28 @@ class Transactions:
         Raises:
             AccelError: The commit was refused or failed; the map before is in force.
             MapLostError: A failed change could not be undone, now or before; the guest never runs again.
-            StateError: Called by a listener during a commit.
+            StateError: Called by a listener that is being told something, or inside a transaction of another VM.
             ClosedError: The VM is closed.
             UsageError: `atomic` is neither.
         """
         if atomic not in ("address", "map"):
             raise UsageError(f"atomic = {atomic!r}: must be 'address' or 'map'")
+        self._check_thread()
         with self.big_lock:
-            self._check_idle()
-            savepoint, deferred = len(self._journal), len(self._deferred)
-            self._depth += 1
+            self.check_idle()
+            savepoint = self._journal.savepoint
+            _thread.transactions = self
+            # From here into the block nothing is called, so that no interrupt comes between.
             self._whole_map |= atomic == "map"
+            self._depth += 1
             try:
                 yield
+                self._mend()
                 if self._depth == 1 and self._journal:
                     self._commit()
-                    self._settle()
             except BaseException:
-                with interrupts_held_back():
-                    self._roll_back(savepoint, deferred)
+                self._journal.torn = savepoint
+                self._mend()
                 raise
             finally:
                 self._depth -= 1
@@ -159,14 +193,24 @@ class Transactions:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Take the big lock for something that must not happen inside a transaction. Raises StateError."""
+        self._check_thread()
         with self.big_lock:
-            self._check_idle()
+            self.check_idle()
             if self._depth:
                 raise StateError(
                     "a transaction is open; listeners and spaces come and go outside of it, "
                     "and dirty logs are read and cleared there"
                 )
             yield
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Refuse edits inside the block, which calls listeners; needs the big lock."""
+        before, self._telling = self._telling, True
+        try:
+            yield
+        finally:
+            self._telling = before
 
     def journal(self, undo: Callable[[], None]) -> None:
         """Note how to take back the edit that is being made; needs the big lock.
@@ -176,11 +220,11 @@ class Transactions:
         """
         if not self.active:
             raise LockError("a region is edited outside of a transaction")
-        self._journal.append(undo)
+        self._journal.note(undo)
 
     def defer(self, finish: Callable[[], None]) -> None:
         """Note what to do once the edit that is being made is in force; needs the big lock. It must not raise."""
-        self._deferred.append(finish)
+        self._journal.defer(finish)
 
     def damage(self, region: Any, start: int, end: int) -> None:
         """Note that what `region` shows at its offsets [start, end) changes; needs the big lock."""
@@ -190,38 +234,67 @@ class Transactions:
         """Note that everything may change; needs the big lock."""
         self._damage.note_all()
 
-    def replay(self, space: AddressSpace, listener: MemoryListener, old: FlatView, new: FlatView) -> None:
-        """Take one listener from `old` to `new`, applying what it asks for; needs the big lock."""
-        delta = diff(old.sections, new.sections)
-        self._perform([SpaceChange(space, new, delta, (listener,), publish=False)], lambda held: None)
+    def check_idle(self) -> None:
+        """Refuse what no listener may do, and nobody once the VM is closed; needs the big lock.
+
+        Raises:
+            StateError: A listener is being told something.
+            ClosedError: The VM is closed.
+        """
+        if self._closed:
+            raise ClosedError("the VM is closed, so its memory does not change any more")
+        if self._telling:
+            raise StateError("memory cannot be edited by a listener while it is told of a change; do it afterwards")
+        self._mend()
 
     # inside
 
-    def _check_idle(self) -> None:
-        if self._closed:
-            raise ClosedError("the VM is closed, so its memory does not change any more")
-        if self._committing:
-            raise StateError("memory cannot be edited by a listener while a transaction commits")
-        if not self._depth:
-            self._roll_back(0, 0)
+    def _check_thread(self) -> None:
+        """Refuse to wait for a VM's big lock in a transaction of another: a third thread may do the reverse."""
+        other = _thread.transactions
+        if other is not None and other is not self and other.active:
+            raise StateError("a transaction of another VM is open on this thread; end it first")
 
-    def _roll_back(self, savepoint: int, deferred: int) -> None:
-        del self._deferred[deferred:]
-        while len(self._journal) > savepoint:
-            self._journal[-1]()
-            self._journal.pop()
-        if not self._journal:
-            self._damage.clear()
-
-    def _settle(self) -> None:
-        """Nothing is taken back any more."""
-        self._journal.clear()
-        self._damage.clear()
-        while self._deferred:
-            self._deferred.pop(0)()
+    def _mend(self) -> None:
+        """Take back what a transaction that ended with an exception left."""
+        if self._journal.torn is not None:
+            with interrupts_held_back():
+                self._journal.mend()
+                if not self._journal:
+                    self._damage.clear()
 
     def _commit(self) -> None:
         self._before_commit()
+        if self._closed:
+            raise ClosedError("the VM was closed inside the transaction")
+        changes = self._changes()
+        with interrupts_held_back():
+            if not changes:
+                self._settle()
+                return
+            self._blocker.check()
+            if self.log_mask:
+                for change in changes:
+                    for section in change.delta.added:
+                        if section.region.block is not None:
+                            self.cover(section.region)
+            heard = {id(one) for change in changes for one in change.listeners}
+            commit = Commit(changes, [one for one in self.listeners if id(one) in heard], self._blocker)
+            self._pins.take(commit.added)
+            try:
+                self._run(commit)
+            finally:
+                if commit.in_force:
+                    self.commits += 1
+                    self.unheld += not commit.held
+                    self._pins.drop(commit.removed)
+                    self._settle()
+                elif not commit.lost:
+                    # Where it is lost nobody knows what is mapped, so nothing is let go of.
+                    self._pins.drop(commit.added)
+
+    def _changes(self) -> list[SpaceChange]:
+        """Render what was damaged; nothing has changed yet."""
         changes = []
         for space in self.spaces:
             windows = self._damage.windows(space.root)
@@ -229,54 +302,15 @@ class Transactions:
                 new, delta = splice(space.view, windows, partial(paint, space.root, log_mask=self.log_mask))
                 if delta:
                     changes.append(SpaceChange(space, new, delta, space.listeners))
-        if not changes:
-            return
-        if self.log_mask:
-            for change in changes:
-                for section in change.delta.added:
-                    if section.region.block is not None:
-                        self.cover(section.region)
-        coming = self._pin(section.region.block for change in changes for section in change.delta.added)
-        try:
-            self._perform(changes, self._count)
-        except MapLostError:
-            # Nobody knows what the accelerator maps, so nothing is let go of.
-            raise
-        except BaseException:
-            if self._journal:
-                self._unpin(coming)
-            raise
-        self._unpin(section.region.block for change in changes for section in change.delta.removed)
+        return changes
 
-    def _count(self, held: bool) -> None:
-        """A change is in force."""
-        self.commits += 1
-        self.unheld += not held
-        self._settle()
-
-    def _perform(self, changes: list[SpaceChange], in_force: Callable[[bool], None]) -> None:
+    def _run(self, commit: Commit) -> None:
         self._blocker.check()
-        commit = Commit(changes, self._blocker)
-        hold: Literal["always", "asked", "never"] = "never" if self._hold == "unsafe" else "asked"
-        self._committing = True
-        try:
-            commit.run(hold="always" if self._whole_map else hold, timeout=self._inhibit_timeout, in_force=in_force)
-        finally:
-            self._committing = False
+        hold: Hold = "always" if self._whole_map else "never" if self._hold == "unsafe" else "asked"
+        with self.telling():
+            commit.run(hold, self._inhibit_timeout)
 
-    def _pin(self, blocks: Iterable[RamBlock | None]) -> list[RamBlock]:
-        pinned = []
-        for block in blocks:
-            if block is not None:
-                block.retain()
-                self._pins[block] += 1
-                pinned.append(block)
-        return pinned
-
-    def _unpin(self, blocks: Iterable[RamBlock | None]) -> None:
-        for block in blocks:
-            if block is not None:
-                block.release()
-                self._pins[block] -= 1
-                if not self._pins[block]:
-                    del self._pins[block]
+    def _settle(self) -> None:
+        self._damage.clear()
+        with self.telling():
+            self._journal.settle()

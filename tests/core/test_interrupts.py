@@ -211,7 +211,7 @@ def _settled(stage) -> None:
         pass
     stage.check()
     assert render(stage.memory.root) == stage.memory.view
-    assert stage.transactions._journal == []
+    assert len(stage.transactions._journal) == 0
     assert stage.history.started == stage.history.completed
     assert stage.blocker._depth == stage.blocker._owner == 0
     gate = stage.blocker.add_gate("vCPU 0", lambda thread: None)

@@ -479,7 +479,7 @@ def test_transaction_interrupted_after_publishing_takes_nothing_back(stage, plan
 def test_transaction_journal_left_by_an_interrupt_is_taken_back_before_the_next(stage, monkeypatch) -> None:
     region = ram()
     with monkeypatch.context() as patched:
-        patched.setattr(stage.transactions, "_roll_back", lambda savepoint: None)
+        patched.setattr(stage.transactions, "_mend", lambda: None)
         with pytest.raises(KeyboardInterrupt), stage.transaction():
             stage.memory.add(region, 0)
             raise KeyboardInterrupt
@@ -499,7 +499,7 @@ def test_transaction_listener_that_edits_is_refused(stage, callback: str) -> Non
     class Meddler(MemoryListener):
         armed = False
 
-    def edit(self, section=None) -> None:
+    def edit(self, section=None, window=None) -> None:
         if self.armed:
             stage.memory.add(mmio("meddled"), 0x50000)
 
