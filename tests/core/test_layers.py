@@ -103,6 +103,7 @@ PUBLIC = (
     "accel.hookspecs",
     "accel.locks",
     "accel.memory.flat_view",
+    "accel.memory.ioeventfd",
     "accel.memory.listener",
     "accel.memory.slot_plan",
     "accel.options",

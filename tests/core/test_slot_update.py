@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.address import AddressRange
-from accel.errors import AccelError, BackendError, MapLostError, MemorySlotError
+from accel.errors import AccelError, BackendError, MapLostError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.dirty import DirtyClient, DirtyLog
 from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
@@ -30,81 +30,6 @@ BLOCK = RamBlock("block", 1 << 20)
 LOG = DirtyLog(1 << 20)
 
 
-@pytest.fixture
-def update_at_six_pages(slot_table):
-    """A table, and an update of it with three deletes and three creates."""
-    table = slot_table()
-
-    def slot(page: int, hva: int) -> Slot:
-        return Slot(page * 4096, 4096, hva * 4096, False, BLOCK)
-
-    old = [slot(page, page) for page in (1, 3, 5)]
-    new = [slot(page, page + 100) for page in (3, 5, 7)]
-    for one in old:
-        table.slots[one.gpa] = one
-    plan = SlotPlan(tuple(old), tuple(new))
-    update = SlotUpdate(plan, table._create, table._delete, table.slots.values, table.lock)
-    return table, update, old, new
-
-
-def test_slot_update_makes_all_deletes_and_then_all_creates(update_at_six_pages) -> None:
-    table, update, old, new = update_at_six_pages
-    assert update.needs_hold
-    assert update.lock is table.lock
-    update.apply()
-    assert table.calls == [("delete", slot) for slot in old] + [("create", slot) for slot in new]
-    assert [*table.slots.values()] == new
-
-
-@pytest.mark.parametrize("step", range(6))
-def test_slot_update_that_fails_at_a_step_is_undone_in_reverse(update_at_six_pages, step: int) -> None:
-    table, update, old, _ = update_at_six_pages
-    table.fail_at = {step}
-    with pytest.raises(MemorySlotError):
-        update.apply()
-    made = table.calls[:step]
-    update.undo()
-    assert sorted(table.slots.items()) == [(slot.gpa, slot) for slot in old]
-    inverse = {"delete": "create", "create": "delete"}
-    assert table.calls[step + 1 :] == [(inverse[kind], slot) for kind, slot in reversed(made)]
-
-
-def test_slot_update_that_was_applied_whole_can_be_undone(update_at_six_pages) -> None:
-    table, update, old, _ = update_at_six_pages
-    update.apply()
-    update.undo()
-    assert sorted(table.slots) == [slot.gpa for slot in old]
-    assert all(table.slots[slot.gpa] == slot for slot in old)
-    calls = len(table.calls)
-    update.undo()
-    assert len(table.calls) == calls, "there is nothing left to undo"
-
-
-@pytest.mark.parametrize("step", range(1, 6))
-def test_slot_update_that_cannot_be_undone_says_what_is_present(update_at_six_pages, step: int) -> None:
-    table, update, _, _ = update_at_six_pages
-    table.fail_at = {step, step + 1}
-    with pytest.raises(MemorySlotError):
-        update.apply()
-    with pytest.raises(MapLostError, match="could not be undone") as caught:
-        update.undo()
-    assert caught.value.slots == tuple(map(str, table.slots.values()))
-    assert isinstance(caught.value.__cause__, MemorySlotError)
-    assert caught.value.__cause__.errno == errno.ENOMEM
-
-
-def test_slot_update_without_steps_does_nothing(slot_table) -> None:
-    table = slot_table()
-    update = SlotUpdate(SlotPlan((), ()), table._create, table._delete, lambda: (), table.lock)
-    assert not update.needs_hold
-    update.apply()
-    update.undo()
-    assert table.calls == []
-
-
-# logs
-
-
 class Kernel:
     """What an accelerator does: slots, and for each that logs the pages that were written since somebody asked.
 
@@ -113,7 +38,7 @@ class Kernel:
         noted: Offsets in the block of written pages, by the slot's guest-physical address.
         written: Every page that the guest ever wrote: (block, offset).
         calls: What was asked, such as ``("create", slot)``.
-        fail_at: Number of the call that fails, counted from 0.
+        fail_at: Numbers of the calls, counted from 0, that fail.
         before_call: What happens before each call.
     """
 
@@ -123,8 +48,13 @@ class Kernel:
         self.noted: dict[int, set[int]] = {}
         self.written: set[tuple[RamBlock, int]] = set()
         self.calls: list[tuple[object, ...]] = []
-        self.fail_at = -1
+        self.fail_at: set[int] = set()
         self.before_call = lambda: None
+
+    def put(self, *slots: Slot) -> None:
+        """Have `slots` from the start."""
+        for slot in slots:
+            self.slots[slot.gpa], self.noted[slot.gpa] = slot, set()
 
     def update(self, plan: SlotPlan) -> SlotUpdate:
         return SlotUpdate(
@@ -173,7 +103,7 @@ class Kernel:
         number = len(self.calls)
         self.calls.append(call)
         self.before_call()
-        if number == self.fail_at:
+        if number in self.fail_at:
             raise BackendError(str(call[0]), errno.ENOMEM)
 
 
@@ -183,13 +113,80 @@ def _slot(page: int, log: DirtyLog | None = None, host: int | None = None) -> Sl
 
 
 @pytest.fixture
+def update_at_six_pages():
+    """A kernel, and an update of it with three deletes and three creates."""
+    kernel = Kernel()
+    old = [_slot(page) for page in (1, 3, 5)]
+    new = [_slot(page, host=page + 100) for page in (3, 5, 7)]
+    kernel.put(*old)
+    return kernel, kernel.update(SlotPlan(tuple(old), tuple(new))), old, new
+
+
+def test_slot_update_makes_all_deletes_and_then_all_creates(update_at_six_pages) -> None:
+    kernel, update, old, new = update_at_six_pages
+    assert update.needs_hold
+    assert update.lock is kernel.lock
+    update.apply()
+    assert kernel.calls == [("delete", slot) for slot in old] + [("create", slot) for slot in new]
+    assert [*kernel.slots.values()] == new
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_slot_update_that_fails_at_a_step_is_undone_in_reverse(update_at_six_pages, step: int) -> None:
+    kernel, update, old, _ = update_at_six_pages
+    kernel.fail_at = {step}
+    with pytest.raises(BackendError):
+        update.apply()
+    made = kernel.calls[:step]
+    update.undo()
+    assert sorted(kernel.slots.items()) == [(slot.gpa, slot) for slot in old]
+    inverse = {"delete": "create", "create": "delete"}
+    assert kernel.calls[step + 1 :] == [(inverse[kind], slot) for kind, slot in reversed(made)]
+
+
+def test_slot_update_that_was_applied_whole_can_be_undone(update_at_six_pages) -> None:
+    kernel, update, old, _ = update_at_six_pages
+    update.apply()
+    update.undo()
+    assert sorted(kernel.slots) == [slot.gpa for slot in old]
+    assert all(kernel.slots[slot.gpa] == slot for slot in old)
+    calls = len(kernel.calls)
+    update.undo()
+    assert len(kernel.calls) == calls, "there is nothing left to undo"
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_slot_update_that_cannot_be_undone_says_what_is_present(update_at_six_pages, step: int) -> None:
+    kernel, update, _, _ = update_at_six_pages
+    kernel.fail_at = {step, step + 1}
+    with pytest.raises(BackendError):
+        update.apply()
+    with pytest.raises(MapLostError, match="could not be undone") as caught:
+        update.undo()
+    assert caught.value.slots == tuple(map(str, kernel.slots.values()))
+    assert isinstance(caught.value.__cause__, BackendError)
+    assert caught.value.__cause__.errno == errno.ENOMEM
+
+
+def test_slot_update_without_steps_does_nothing() -> None:
+    kernel = Kernel()
+    update = kernel.update(SlotPlan((), ()))
+    assert not update.needs_hold
+    update.apply()
+    update.undo()
+    assert kernel.calls == []
+
+
+# logs
+
+
+@pytest.fixture
 def logging_update():
     """A kernel, a plan with a step of each kind, and the calls that it takes: (what, slots)."""
     kernel = Kernel()
     begins, ends, goes, logged = _slot(1), _slot(3, LOG), _slot(5), _slot(7, LOG)
     back = _slot(7, LOG, host=20)
-    for slot in (begins, ends, goes, logged):
-        kernel.slots[slot.gpa], kernel.noted[slot.gpa] = slot, set()
+    kernel.put(begins, ends, goes, logged)
     plan = SlotPlan((goes, logged), (back,), ((begins, begins.with_log(LOG)), (ends, ends.with_log(None))))
     calls = [
         ("toggle", begins, begins.with_log(LOG)),
@@ -216,7 +213,7 @@ def test_slot_update_with_logs_that_fails_is_undone_in_reverse(logging_update, s
     before = dict(kernel.slots)
     update = kernel.update(plan)
     if step < 7:
-        kernel.fail_at = step
+        kernel.fail_at = {step}
         with pytest.raises(BackendError):
             update.apply()
     else:
@@ -239,7 +236,7 @@ def test_slot_update_log_that_cannot_be_begun_again_is_a_lost_map(logging_update
     kernel, plan, _ = logging_update
     update = kernel.update(plan)
     update.apply()
-    kernel.fail_at = len(kernel.calls) + 3
+    kernel.fail_at = {len(kernel.calls) + 3}
     with pytest.raises(MapLostError, match="could not be undone"):
         update.undo()
 
@@ -311,7 +308,7 @@ def test_slot_update_loses_no_bit_and_invents_none(steps) -> None:
         update = kernel.update(plan)
         kernel.before_call = (lambda: None) if update.needs_hold else guest_writes
         kernel.calls.clear()
-        kernel.fail_at = fail_at
+        kernel.fail_at = {fail_at}
         try:
             update.apply()
         except AccelError:
@@ -323,7 +320,7 @@ def test_slot_update_loses_no_bit_and_invents_none(steps) -> None:
         for name in gone:
             logs[name].stop(VGA)
             owed[name].clear()
-        kernel.fail_at = -1
+        kernel.fail_at = set()
         kernel.before_call = lambda: None
         before = set(kernel.slots)
         guest_writes()
