@@ -33,6 +33,8 @@ class Capability(enum.StrEnum):
     READONLY_MEMORY = "readonly-memory"
     COALESCED_PIO = "coalesced-pio"
     COALESCED_MMIO = "coalesced-mmio"
+    IOEVENTFD = "ioeventfd"
+    DIRTY_LOG = "dirty-log"
     IRQCHIP = "irqchip"
     PIT = "pit"
 

@@ -18,6 +18,7 @@ from accel_kvm.structs import KvmCpuid2 as KvmCpuid2
 from accel_kvm.structs import KvmCpuidEntry2 as KvmCpuidEntry2
 from accel_kvm.structs import KvmDirtyLog as KvmDirtyLog
 from accel_kvm.structs import KvmDtable as KvmDtable
+from accel_kvm.structs import KvmIoeventfd as KvmIoeventfd
 from accel_kvm.structs import KvmIrqLevel as KvmIrqLevel
 from accel_kvm.structs import KvmMpState as KvmMpState
 from accel_kvm.structs import KvmPitConfig as KvmPitConfig
@@ -41,6 +42,11 @@ KVM_MEM_GUEST_MEMFD = 1 << 2  # since Linux 6.8; KVM_SET_USER_MEMORY_REGION2 onl
 
 # Entries of the coalesced ring, which fills one host page.
 KVM_COALESCED_MMIO_MAX = (mmap.PAGESIZE - sizeof(KvmCoalescedMmioRing)) // sizeof(KvmCoalescedMmio)
+
+# kvm_ioeventfd.flags.
+KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0
+KVM_IOEVENTFD_FLAG_PIO = 1 << 1
+KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2
 
 # kvm_pit_config.flags: also answer the speaker port 0x61, so that it does not exit.
 KVM_PIT_SPEAKER_DUMMY = 1
@@ -118,6 +124,7 @@ KVM_CAP_READONLY_MEM = 81
 KVM_CAP_CHECK_EXTENSION_VM = 105
 KVM_CAP_DISABLE_QUIRKS = 116
 KVM_CAP_MULTI_ADDRESS_SPACE = 118
+KVM_CAP_IOEVENTFD_ANY_LENGTH = 122
 KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_IMMEDIATE_EXIT = 136
 KVM_CAP_COALESCED_PIO = 162
@@ -178,6 +185,7 @@ KVM_IRQ_LINE = _IOW(0x61, KvmIrqLevel)
 KVM_REGISTER_COALESCED_MMIO = _IOW(0x67, KvmCoalescedMmioZone)
 KVM_UNREGISTER_COALESCED_MMIO = _IOW(0x68, KvmCoalescedMmioZone)
 KVM_CREATE_PIT2 = _IOW(0x77, KvmPitConfig)
+KVM_IOEVENTFD = _IOW(0x79, KvmIoeventfd)
 
 # On a vCPU.
 KVM_RUN = _IO(0x80)

@@ -1,7 +1,7 @@
-"""Coalesced port writes: the kernel queues them in a ring instead of leaving the guest for each.
+"""Coalesced writes: the kernel queues them in a ring instead of leaving the guest for each.
 
-Source: KVM_REGISTER_COALESCED_MMIO and KVM_CAP_COALESCED_PIO in KVM api.rst. The ring is one page, shared by all
-vCPUs of a VM; the kernel moves `last`, the reader moves `first`.
+Source: KVM_REGISTER_COALESCED_MMIO, KVM_CAP_COALESCED_MMIO and KVM_CAP_COALESCED_PIO in KVM api.rst. The ring is one
+page, shared by all vCPUs of a VM, for memory and ports; the kernel moves `last`, the reader moves `first`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import mmap
 import struct
 from collections.abc import Iterator
 
+from attrs import field, frozen
+
 from accel.address import AddressRange
 from accel.errors import BackendError
-from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
 from accel_kvm import abi
 from accel_kvm.ioctl import ioctl
 
 _HEADER = 8
 _ENTRY = struct.Struct("<QII8s")
 _CAPACITY = abi.KVM_COALESCED_MMIO_MAX
+#: Most bytes of one zone, whose size KVM takes in 32 bits; it queues no write that lies in two of them.
+_MAX_ZONE = 1 << 31
 
 
 class KvmCoalescedRing:
@@ -64,81 +66,42 @@ def _offset(index: int) -> int:
 def _entries(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes]]:
     words = memoryview(chunk).cast("Q")
     addresses, shapes = words[0::3].tolist(), words[1::3].tolist()
-    count = len(addresses)
-    one_byte_port = 1 | 1 << 32
-    if shapes.count(one_byte_port) == count and addresses.count(addresses[0]) == count:
-        # A console's text: every entry is one byte to the same port.
-        yield addresses[0], 1, True, chunk[16 :: _ENTRY.size]
+    count, shape = len(addresses), shapes[0]
+    if shape & 0xFFFF_FFFF == 1 and shapes.count(shape) == count and addresses.count(addresses[0]) == count:
+        # A console's text: every entry is one byte to the same place.
+        yield addresses[0], 1, bool(shape >> 32), chunk[16 :: _ENTRY.size]
         return
     for address, size, is_port, data in _ENTRY.iter_unpack(chunk):
         yield address, size, bool(is_port), data[:size]
 
 
-#: A region's name and the ports of it whose writes are queued.
-_Zone = tuple[str, AddressRange]
+@frozen
+class Zone:
+    """A range of one space whose writes are queued.
 
+    Attributes:
+        window: Its addresses.
+        is_port: Whether that space is the ports.
+        region: Name of its region, for messages.
+    """
 
-class _ZoneUpdate(Update):
-    """Unregisters zones, then registers zones; undone in reverse. Needs no hold: no mapping changes."""
+    window: AddressRange
+    is_port: bool
+    region: str = field(eq=False)
 
-    def __init__(self, vm_fd: int, deletes: list[_Zone], adds: list[_Zone]) -> None:
-        self._vm_fd = vm_fd
-        self._steps = [(zone, False) for zone in deletes] + [(zone, True) for zone in adds]
-        self._done: list[tuple[_Zone, bool]] = []
-
-    def apply(self) -> None:
-        for zone, register in self._steps:
-            self._call(zone, register)
-            self._done.append((zone, register))
-
-    def undo(self) -> None:
-        while self._done:
-            zone, register = self._done.pop()
-            self._call(zone, not register)
-
-    def _call(self, named: _Zone, register: bool) -> None:
-        region, window = named
-        name = "KVM_REGISTER_COALESCED_MMIO" if register else "KVM_UNREGISTER_COALESCED_MMIO"
-        request = abi.KVM_REGISTER_COALESCED_MMIO if register else abi.KVM_UNREGISTER_COALESCED_MMIO
-        zone = abi.KvmCoalescedMmioZone(window.start, window.size, 1)
+    def set(self, vm_fd: int, on: bool) -> None:
+        """Have KVM queue writes to it, or not any more. Raises BackendError."""
+        name = "KVM_REGISTER_COALESCED_MMIO" if on else "KVM_UNREGISTER_COALESCED_MMIO"
+        request = abi.KVM_REGISTER_COALESCED_MMIO if on else abi.KVM_UNREGISTER_COALESCED_MMIO
+        zone = abi.KvmCoalescedMmioZone(self.window.start, self.window.size, int(self.is_port))
         try:
-            ioctl(self._vm_fd, request, zone, name)
+            ioctl(vm_fd, request, zone, name)
         except BackendError as error:
-            detail = f"ports {window} of region '{region}'"
+            detail = f"{'ports' if self.is_port else 'addresses'} {self.window} of region '{self.region}'"
             raise BackendError(name, error.errno or errno.EIO, detail) from error
 
 
-class KvmIoListener(MemoryListener):
-    """Registers the coalesced ranges of the port space with KVM. State is guarded by the big lock.
-
-    Args:
-        vm_fd: The VM.
-    """
-
-    name = "kvm-io"
-    priority = PRIORITY_ACCEL
-
-    def __init__(self, vm_fd: int) -> None:
-        self._vm_fd = vm_fd
-        self._deletes: list[_Zone] = []
-        self._adds: list[_Zone] = []
-
-    def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
-        """Note a range whose writes are no longer queued."""
-        self._deletes.append((section.region.name, window))
-
-    def coalesced_io_add(self, section: MemoryRegionSection, window: AddressRange) -> None:
-        """Note a range whose writes are queued from now on."""
-        self._adds.append((section.region.name, window))
-
-    def prepare(self) -> Update | None:
-        """Return the calls to make."""
-        return _ZoneUpdate(self._vm_fd, self._deletes, self._adds) if self._deletes or self._adds else None
-
-    def commit(self) -> None:
-        """Forget the ranges."""
-        self._deletes, self._adds = [], []
-
-    def abort(self) -> None:
-        """Forget the ranges."""
-        self._deletes, self._adds = [], []
+def zones_in(window: AddressRange, is_port: bool, region: str) -> list[Zone]:
+    """Return the zones that cover `window`, ascending: one, but for huge ones."""
+    starts = range(window.start, window.end, _MAX_ZONE)
+    return [Zone(AddressRange(at, min(at + _MAX_ZONE, window.end)), is_port, region) for at in starts]

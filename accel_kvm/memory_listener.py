@@ -1,72 +1,71 @@
-"""The memory listener that turns a change of the memory map into memslot updates.
+"""The memory listener that turns a change of the memory map into memslot updates, and brings in written pages.
 
 Deletes and adds are noted in two address-ordered lists while the transaction tells them, planned against the
 slot table in `prepare`, and carried out by `SlotUpdate` under the slots lock, held where a deleted range is added
-back. Source: QEMU commit f39b7d2b96; KVM_SET_USER_MEMORY_REGION in KVM api.rst.
+back or a dirty log goes. Source: QEMU commit f39b7d2b96; KVM_SET_USER_MEMORY_REGION in KVM api.rst.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 
-from attrs import define
-from sortedcontainers import SortedDict, SortedKeyList
+from sortedcontainers import SortedKeyList
 
-from accel.address import AddressRange
-from accel.errors import BackendError, CapabilityError, MemorySlotError
-from accel.locks import SLOTS_LOCK, Lock
+from accel.backend import Capability
+from accel.errors import CapabilityError
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
-from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotUpdate, plan_slots, section_slots
-from accel_kvm import abi
-from accel_kvm.ioctl import ioctl
-
-#: Most bytes of one slot: KVM counts its pages in 31 bits.
-MAX_SLOT_SIZE = ((1 << 31) - 1) * 4096
+from accel.memory.listener import PRIORITY_ACCEL, Update
+from accel.memory.slot_plan import Policy, SlotPlan, SlotUpdate, plan_slots, section_slots, section_toggles
+from accel_kvm.io_listener import KvmIoListener
+from accel_kvm.slots import MAX_SLOT_SIZE, KvmSlots, slot_error
 
 
-@define(eq=False)
-class _Entry:
-    """A slot that the kernel has, with its number."""
-
-    number: int
-    slot: Slot
-
-
-class KvmMemoryListener(MemoryListener):
-    """Maps RAM and ROM into one VM. All state is guarded by the big lock, the table by `slots_lock` too.
+class KvmMemoryListener(KvmIoListener):
+    """Maps RAM and ROM into one VM, and registers what KVM answers by itself. State is guarded by the big lock.
 
     Args:
         vm_fd: The VM.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
         page_size: Granule of a mapping, bytes.
         slot_count: Greatest number of slots (KVM_CAP_NR_MEMSLOTS).
-        readonly_memory: Whether the VM offers read-only slots (KVM_CAP_READONLY_MEM).
+        capabilities: What the VM offers.
+        any_size: As for `KvmIoListener`.
+
+    Attributes:
+        slots: The table; its changes are guarded by its own lock as well.
     """
 
     name = "kvm-memory"
     priority = PRIORITY_ACCEL
 
-    def __init__(self, vm_fd: int, *, policy: Policy, page_size: int, slot_count: int, readonly_memory: bool) -> None:
-        self._vm_fd = vm_fd
+    def __init__(
+        self,
+        vm_fd: int,
+        *,
+        policy: Policy,
+        page_size: int,
+        slot_count: int,
+        capabilities: frozenset[Capability],
+        any_size: bool,
+    ) -> None:
+        super().__init__(vm_fd, is_port=False, capabilities=capabilities, any_size=any_size)
+        self.slots = KvmSlots(vm_fd, page_size)
         self._policy = policy
         self._page_size = page_size
         self._slot_count = slot_count
-        self._readonly_memory = readonly_memory
-        self._slots_lock = Lock(SLOTS_LOCK)
         self._deletes = SortedKeyList(key=_start)
         self._adds = SortedKeyList(key=_start)
-        # Guest-physical address → _Entry. O(log n) to find by address.
-        self._table = SortedDict()
-        self._numbers = SlotNumbers()
+        # Sections that stay with another log mask.
+        self._logs: list[MemoryRegionSection] = []
 
     # what the transaction tells
 
     def begin(self) -> None:
         """Start with empty lists."""
+        super().begin()
         self._deletes.clear()
         self._adds.clear()
+        self._logs.clear()
 
     def region_del(self, section: MemoryRegionSection) -> None:
         """Note a section that goes. O(log n)."""
@@ -78,83 +77,105 @@ class KvmMemoryListener(MemoryListener):
         if section.is_ram:
             self._adds.add(section)
 
-    def commit(self) -> None:
-        """Let go of the sections."""
-        self.begin()
+    def log_start(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """Note a section that stays; told once for each section, whatever its mask gains and loses."""
+        if not old:
+            self._logs.append(section)
 
-    def abort(self) -> None:
-        """Let go of the sections."""
-        self.begin()
+    def log_stop(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """Note a section that stays; as `log_start`."""
+        if not new:
+            self._logs.append(section)
 
     def prepare(self) -> Update | None:
         """Plan the slots.
 
         Raises:
-            CapabilityError: Read-only memory is wanted and the VM has none.
+            CapabilityError: Read-only memory or a dirty log is wanted and the VM has none.
             MemorySlotError: There would be more slots than the VM can have.
         """
-        present = [slot for section in self._deletes for slot in self._within(section.range)]
+        io, plan = super().prepare(), self._plan()
+        if not plan:
+            return io
+        slots = self.slots
+        update = SlotUpdate(
+            plan,
+            slots.create,
+            slots.delete,
+            lambda: slots,
+            slots.lock,
+            toggle=slots.toggle,
+            collect=slots.collect,
+        )
+        return update if io is None else _Both(io, update)
+
+    # dirty pages
+
+    def log_sync(self, section: MemoryRegionSection) -> None:
+        """Merge the pages of `section` that the guest wrote into its log.
+
+        No gate is passed and no inhibit waits for this call: it is made under the big lock, which whoever inhibits
+        holds, so there is no other thread's inhibit in force. It is no read of the table by a change under way for
+        the same reason. vCPUs may run; the kernel hands each bit out once, so a page that is written meanwhile is in
+        this log or in the next.
+        """
+        for slot in self.slots.within(section.range):
+            if slot.log is not None:
+                self.slots.collect(slot)
+
+    def log_global_start(self) -> None:
+        """Agree, if the VM has a dirty log; the sections' masks follow in a transaction. Raises CapabilityError."""
+        if Capability.DIRTY_LOG not in self._capabilities:
+            raise CapabilityError("this KVM keeps no log of written pages, so all memory cannot be logged")
+
+    # inside
+
+    def _plan(self) -> SlotPlan:
+        present = [slot for section in self._deletes for slot in self.slots.within(section.range)]
         wanted = [slot for section in self._adds for slot in section_slots(section, self._page_size, MAX_SLOT_SIZE)]
-        plan = plan_slots(present, wanted, self._policy)
-        if not plan.deletes and not plan.creates:
-            return None
-        for slot in plan.creates:
-            if slot.readonly and not self._readonly_memory:
+        toggles = [
+            toggle for section in self._logs for toggle in section_toggles(self.slots.within(section.range), section)
+        ]
+        plan = plan_slots(present, wanted, self._policy, toggles)
+        self._check(plan)
+        return plan
+
+    def _check(self, plan: SlotPlan) -> None:
+        """Refuse what this VM cannot have."""
+        for slot in (*plan.creates, *(new for _, new in plan.toggles)):
+            if slot.readonly and Capability.READONLY_MEMORY not in self._capabilities:
                 raise CapabilityError(
                     f"this KVM has no read-only slots, which ROM at {slot.gpa:#x} needs; use RAM there"
                 )
-        count = len(self._table) - len(plan.deletes) + len(plan.creates)
-        if count > self._slot_count:
-            raise _slot_error(errno.ENOSPC, count - 1, plan.creates[-1], plan.creates[-1].size)
-        return SlotUpdate(plan, self._create, self._delete, self._present, self._slots_lock)
+            if slot.log is not None and Capability.DIRTY_LOG not in self._capabilities:
+                raise CapabilityError(
+                    f"this KVM keeps no log of written pages, which RAM at {slot.gpa:#x} needs; do not log it"
+                )
+        count = len(self.slots) - len(plan.deletes) + len(plan.creates)
+        if plan.creates and count > self._slot_count:
+            last = plan.creates[-1]
+            raise slot_error(errno.ENOSPC, count - 1, last, last.size)
 
-    # slots
 
-    def _within(self, window: AddressRange) -> Iterable[Slot]:
-        for gpa in self._table.irange(window.start, window.end, inclusive=(True, False)):
-            yield self._table[gpa].slot
+class _Both(Update):
+    """Two updates, one after the other; undone in reverse."""
 
-    def _present(self) -> list[Slot]:
-        return [entry.slot for entry in self._table.values()]
+    def __init__(self, first: Update, second: Update) -> None:
+        self.needs_hold = first.needs_hold or second.needs_hold
+        self.lock = first.lock or second.lock
+        self._left = [first, second]
+        self._begun: list[Update] = []
 
-    def _create(self, slot: Slot) -> None:
-        number = self._numbers.take()
-        try:
-            self._set(number, slot, slot.size)
-        except MemorySlotError:
-            self._numbers.give_back(number)
-            raise
-        self._table[slot.gpa] = _Entry(number, slot)
+    def apply(self) -> None:
+        for update in self._left:
+            self._begun.append(update)
+            update.apply()
 
-    def _delete(self, slot: Slot) -> None:
-        entry = self._table[slot.gpa]
-        self._set(entry.number, slot, 0)
-        del self._table[slot.gpa]
-        self._numbers.give_back(entry.number)
-
-    def _set(self, number: int, slot: Slot, size: int) -> None:
-        region = abi.KvmUserspaceMemoryRegion(number, _flags(slot), slot.gpa, size, slot.hva)
-        try:
-            ioctl(self._vm_fd, abi.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION")
-        except BackendError as error:
-            raise _slot_error(error.errno or errno.EIO, number, slot, size) from error
+    def undo(self) -> None:
+        while self._begun:
+            self._begun[-1].undo()
+            self._begun.pop()
 
 
 def _start(section: MemoryRegionSection) -> int:
     return section.range.start
-
-
-def _flags(slot: Slot) -> int:
-    return abi.KVM_MEM_READONLY if slot.readonly else 0
-
-
-def _slot_error(number: int, index: int, slot: Slot, size: int) -> MemorySlotError:
-    return MemorySlotError(
-        "KVM_SET_USER_MEMORY_REGION",
-        number,
-        slot=index,
-        gpa=slot.gpa,
-        hva=slot.hva,
-        size=size,
-        flags=_flags(slot),
-    )

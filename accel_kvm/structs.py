@@ -15,7 +15,7 @@ the call has returned; KVM keeps no such pointer afterwards.
 from __future__ import annotations
 
 import functools
-from ctypes import Structure, Union, c_char, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, Union, c_char, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
 # --- Structures of the memory map (linux/kvm.h) ---------------------------------------------------
 
@@ -73,6 +73,19 @@ class KvmCoalescedMmioRing(Structure):
     """
 
     _fields_ = [("first", c_uint32), ("last", c_uint32), ("coalesced_mmio", KvmCoalescedMmio * 0)]
+
+
+class KvmIoeventfd(Structure):
+    """A doorbell: guest writes of `len` bytes (0: of any size) at `addr` add 1 to the eventfd `fd`."""
+
+    _fields_ = [
+        ("datamatch", c_uint64),  # counts with KVM_IOEVENTFD_FLAG_DATAMATCH
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_int32),
+        ("flags", c_uint32),  # KVM_IOEVENTFD_FLAG_*
+        ("pad", c_uint8 * 36),
+    ]
 
 
 # --- Structures of interrupts and time (linux/kvm.h) ----------------------------------------------

@@ -30,6 +30,9 @@ _EXTENSIONS = {
     Capability.READONLY_MEMORY: abi.KVM_CAP_READONLY_MEM,
     Capability.COALESCED_PIO: abi.KVM_CAP_COALESCED_PIO,
     Capability.COALESCED_MMIO: abi.KVM_CAP_COALESCED_MMIO,
+    Capability.IOEVENTFD: abi.KVM_CAP_IOEVENTFD,
+    # No extension of its own: it came with slots of user memory. A VM is asked itself (`dirty_log.is_offered`).
+    Capability.DIRTY_LOG: abi.KVM_CAP_USER_MEMORY,
     Capability.IRQCHIP: abi.KVM_CAP_IRQCHIP,
     Capability.PIT: abi.KVM_CAP_PIT2,
 }

@@ -14,7 +14,9 @@ from accel.errors import CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_kvm import abi
-from accel_kvm.coalesced import KvmCoalescedRing, KvmIoListener
+from accel_kvm.coalesced import KvmCoalescedRing
+from accel_kvm.dirty_log import is_offered
+from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.ioctl import ioctl
 from accel_kvm.kick import DEFAULT_SIGNAL, install
 from accel_kvm.memory_listener import KvmMemoryListener
@@ -55,10 +57,13 @@ class KvmVm(VmBackend):
     def _create(self) -> None:
         fd = self._fd
         self.capabilities = extensions(fd)
+        if not is_offered(fd):
+            self.capabilities -= {Capability.DIRTY_LOG}
+        self._any_size = extension(fd, abi.KVM_CAP_IOEVENTFD_ANY_LENGTH) > 0
         self.max_vcpus = extension(fd, abi.KVM_CAP_MAX_VCPUS) or _DEFAULT_VCPUS
         self._mmap_size = self._system.vcpu_mmap_size()
         self._cpuid = self._system.supported_cpuid()
-        if Capability.COALESCED_PIO in self.capabilities:
+        if self.capabilities & {Capability.COALESCED_PIO, Capability.COALESCED_MMIO}:
             self._ring_page = extension(fd, abi.KVM_CAP_COALESCED_MMIO)
         if extension(fd, abi.KVM_CAP_SET_TSS_ADDR):
             ioctl(fd, abi.KVM_SET_TSS_ADDR, _TSS, "KVM_SET_TSS_ADDR")
@@ -99,18 +104,19 @@ class KvmVm(VmBackend):
         return vcpu
 
     def memory_listener(self) -> MemoryListener:
-        """Return the listener that keeps the memslots."""
+        """Return the listener that keeps the memslots, and what KVM answers by itself."""
         return KvmMemoryListener(
             self._fd,
             policy=cast(Policy, self._config.options.get("plan", "least")),
             page_size=self.page_size,
             slot_count=extension(self._fd, abi.KVM_CAP_NR_MEMSLOTS) or _DEFAULT_SLOTS,
-            readonly_memory=Capability.READONLY_MEMORY in self.capabilities,
+            capabilities=self.capabilities,
+            any_size=self._any_size,
         )
 
     def io_listener(self) -> MemoryListener | None:
-        """Return the listener that registers coalesced ports, if this KVM has them."""
-        return KvmIoListener(self._fd) if self._ring_page else None
+        """Return the listener for ports that KVM answers by itself."""
+        return KvmIoListener(self._fd, is_port=True, capabilities=self.capabilities, any_size=self._any_size)
 
     def set_irq(self, line: int, level: bool) -> None:
         """Set an interrupt line's level (KVM_IRQ_LINE)."""

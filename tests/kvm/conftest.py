@@ -6,7 +6,9 @@ import ctypes
 import mmap
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import attrs
 import pytest
@@ -15,7 +17,9 @@ import accel
 from accel.address import PAGE_SIZE, AddressRange
 from accel.arch.x86_boot import plan_boot
 from accel.errors import BackendError
-from accel_kvm import abi, kick, memory_listener
+from accel.memory.dirty import DirtyClient
+from accel_kvm import abi, kick, slots
+from accel_kvm import ioctl as ioctl_module
 from accel_kvm.ioctl import ioctl
 from accel_kvm.memory_listener import KvmMemoryListener
 
@@ -130,6 +134,40 @@ class Guest:
         assert access in (accel.Halt(), accel.MmioWrite(address, 1, value))
         return access == accel.Halt()
 
+    def word(self, address: int) -> int:
+        """Return a 32-bit word of the first megabyte."""
+        return int.from_bytes(self.ram.read(address, 4), "little")
+
+    def dirty_pages(self, region: accel.MemoryRegion, client: DirtyClient = DirtyClient.VGA) -> list[int]:
+        """Return the numbers of the pages of `region` that were written since the last time."""
+        return [
+            page
+            for window in self.vm.dirty_log.collect(region, client).ranges()
+            for page in range(window.start // PAGE_SIZE, window.end // PAGE_SIZE)
+        ]
+
+    @contextmanager
+    def running(self, until: type[accel.exits.Exit] | None = None) -> Iterator[list[accel.exits.Exit]]:
+        """Run the guest on a thread during the block; with `until`, up to an exit of that kind."""
+        exits: list[accel.exits.Exit] = []
+        stop = threading.Event()
+
+        def loop() -> None:
+            while not stop.is_set() and not (until and exits and isinstance(exits[-1], until)):
+                exits.append(self.vcpu.run())
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        try:
+            yield exits
+            if until:
+                thread.join(30)
+        finally:
+            stop.set()
+            self.vcpu.kick()
+            thread.join(30)
+            assert not thread.is_alive()
+
     @property
     def listener(self) -> KvmMemoryListener:
         """The plugin's memory listener."""
@@ -216,5 +254,49 @@ def slot_calls(monkeypatch: pytest.MonkeyPatch) -> list[SlotCall]:
         seen.append(call)
         return result
 
-    monkeypatch.setattr(memory_listener, "ioctl", watched)
+    monkeypatch.setattr(slots, "ioctl", watched)
     return seen
+
+
+class Faults:
+    """Lies between the plugin and the kernel, and lets calls that change a VM fail without making them.
+
+    Attributes:
+        calls: The requests since `reset`, those that fail too.
+        errnos: What the call with a number, counted from 0, fails with.
+    """
+
+    WATCHED = frozenset(
+        (
+            abi.KVM_SET_USER_MEMORY_REGION,
+            abi.KVM_GET_DIRTY_LOG,
+            abi.KVM_IOEVENTFD,
+            abi.KVM_REGISTER_COALESCED_MMIO,
+            abi.KVM_UNREGISTER_COALESCED_MMIO,
+        )
+    )
+
+    def __init__(self, call: Callable[[int, int, int], int]) -> None:
+        self._call = call
+        self.reset()
+
+    def reset(self, errnos: dict[int, int] | None = None) -> None:
+        self.calls: list[int] = []
+        self.errnos = errnos or {}
+
+    def ioctl(self, fd: int, request: int, value: int) -> int:
+        if request in self.WATCHED:
+            self.calls.append(request)
+            errno = self.errnos.get(len(self.calls) - 1)
+            if errno is not None:
+                ctypes.set_errno(errno)
+                return -1
+        return self._call(fd, request, value)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """What to fail, below everything that the plugin does with an errno."""
+    layer = Faults(ioctl_module.raw_ioctl)
+    monkeypatch.setattr(ioctl_module, "raw_ioctl", layer.ioctl)
+    return layer

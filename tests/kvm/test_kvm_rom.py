@@ -75,7 +75,7 @@ def test_readonly_alias_keeps_writes_out_of_ram_that_is_writable_elsewhere(boot,
 
 def test_rom_without_readonly_slots_is_refused_and_leaves_the_map(boot) -> None:
     guest = boot("f4")
-    guest.listener._readonly_memory = False
+    guest.listener._capabilities -= {accel.Capability.READONLY_MEMORY}
     rom = accel.MemoryRegion.rom("rom", b"\x5a" * PAGE_SIZE)
     with pytest.raises(CapabilityError, match=f"no read-only slots, which ROM at {BASE:#x} needs"):
         guest.vm.memory.add(rom, at=BASE)

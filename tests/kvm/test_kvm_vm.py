@@ -40,6 +40,8 @@ def test_vm_offers_what_the_kernel_says_of_the_vm(open_vm) -> None:
         accel.Capability.READONLY_MEMORY: abi.KVM_CAP_READONLY_MEM,
         accel.Capability.COALESCED_PIO: abi.KVM_CAP_COALESCED_PIO,
         accel.Capability.COALESCED_MMIO: abi.KVM_CAP_COALESCED_MMIO,
+        accel.Capability.IOEVENTFD: abi.KVM_CAP_IOEVENTFD,
+        accel.Capability.DIRTY_LOG: abi.KVM_CAP_USER_MEMORY,
         accel.Capability.IRQCHIP: abi.KVM_CAP_IRQCHIP,
         accel.Capability.PIT: abi.KVM_CAP_PIT2,
     }

@@ -1,0 +1,131 @@
+"""The memory slots of a VM: a table by address, and the calls that change it.
+
+Source: KVM_SET_USER_MEMORY_REGION in KVM api.rst. A slot cannot be resized, moved over others or made read-only in
+place; whether it logs dirty pages is the one thing that a call changes while the slot stays.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from attrs import define
+from sortedcontainers import SortedDict
+
+from accel.address import AddressRange
+from accel.errors import BackendError, MemorySlotError
+from accel.locks import SLOTS_LOCK, Lock
+from accel.memory.slot_plan import Slot, SlotNumbers
+from accel_kvm import abi
+from accel_kvm.dirty_log import take_dirty
+from accel_kvm.ioctl import ioctl
+
+#: Most bytes of one slot: KVM counts its pages in 31 bits.
+MAX_SLOT_SIZE = ((1 << 31) - 1) * 4096
+
+
+@define(eq=False)
+class _Entry:
+    """A slot that the kernel has, with its number."""
+
+    number: int
+    slot: Slot
+
+
+class KvmSlots:
+    """The slots that the kernel has; `len` counts them. Guarded by the big lock, changes by `lock` too.
+
+    Args:
+        vm_fd: The VM.
+        page_size: Granule of a mapping, bytes; a page of the dirty logs.
+
+    Attributes:
+        lock: Held while a change is applied.
+    """
+
+    def __init__(self, vm_fd: int, page_size: int) -> None:
+        self.lock = Lock(SLOTS_LOCK)
+        self._vm_fd = vm_fd
+        self._page_size = page_size
+        # Guest-physical address → _Entry. O(log n) to find by address.
+        self._table = SortedDict()
+        self._numbers = SlotNumbers()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Slot]:
+        """Yield all slots, ascending."""
+        for entry in self._table.values():
+            yield entry.slot
+
+    def within(self, window: AddressRange) -> Iterator[Slot]:
+        """Yield, ascending, the slots that begin in `window`. O(log n + slots found)."""
+        for gpa in self._table.irange(window.start, window.end, inclusive=(True, False)):
+            yield self._table[gpa].slot
+
+    def create(self, slot: Slot) -> None:
+        """Map `slot` under the lowest free number. Raises MemorySlotError."""
+        number = self._numbers.take()
+        try:
+            self._set(number, slot, slot.size)
+        except MemorySlotError:
+            self._numbers.give_back(number)
+            raise
+        self._table[slot.gpa] = _Entry(number, slot)
+
+    def delete(self, slot: Slot) -> None:
+        """Unmap `slot`; its dirty log goes too. Raises MemorySlotError."""
+        entry = self._table[slot.gpa]
+        self._set(entry.number, slot, 0)
+        del self._table[slot.gpa]
+        self._numbers.give_back(entry.number)
+
+    def toggle(self, old: Slot, new: Slot) -> None:
+        """Let `old` be `new`, which differs in its log only: one call, under which guests run on.
+
+        Raises:
+            MemorySlotError: ENOMEM for want of a bitmap, as a rule; nothing has changed.
+        """
+        entry = self._table[old.gpa]
+        self._set(entry.number, new, new.size)
+        entry.slot = new
+
+    def collect(self, slot: Slot) -> None:
+        """Merge the pages that the guest wrote since the last time into the slot's log, which it must have.
+
+        Raises:
+            BackendError: The kernel did not tell; it has the bits still.
+        """
+        assert slot.log is not None
+        number = self._table[slot.gpa].number
+        try:
+            bitmap = take_dirty(self._vm_fd, number, slot.size // self._page_size)
+        except BackendError as error:
+            raise BackendError("KVM_GET_DIRTY_LOG", error.errno or errno.EIO, f"slot {number}, {slot}") from error
+        slot.log.merge(slot.offset, bitmap, self._page_size)
+
+    def _set(self, number: int, slot: Slot, size: int) -> None:
+        region = abi.KvmUserspaceMemoryRegion(number, _flags(slot), slot.gpa, size, slot.hva)
+        try:
+            ioctl(self._vm_fd, abi.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION")
+        except BackendError as error:
+            raise slot_error(error.errno or errno.EIO, number, slot, size) from error
+
+
+def _flags(slot: Slot) -> int:
+    logged = abi.KVM_MEM_LOG_DIRTY_PAGES if slot.log is not None else 0
+    return logged | (abi.KVM_MEM_READONLY if slot.readonly else 0)
+
+
+def slot_error(number: int, index: int, slot: Slot, size: int) -> MemorySlotError:
+    """Return the error of a slot call: errno `number` for slot `index`, made `size` bytes large."""
+    return MemorySlotError(
+        "KVM_SET_USER_MEMORY_REGION",
+        number,
+        slot=index,
+        gpa=slot.gpa,
+        hva=slot.hva,
+        size=size,
+        flags=_flags(slot),
+    )
