@@ -46,9 +46,9 @@ class PortDispatch:
 
     def build(self, word: int) -> Handler:
         """Make, note and return the handler for `word` in the current view."""
-        if len(self.handlers) >= MAX_HANDLERS:
-            self.handlers.clear()
-        self.view = self._io.view
+        if self.view is not self._io.view or len(self.handlers) >= MAX_HANDLERS:
+            # The view may have changed since whoever calls this compared it.
+            self.clear()
         is_out, size, port, count = unpack_io(word)
         section = self.view.find(port)
         handler: Handler | None = None
@@ -63,7 +63,7 @@ class PortDispatch:
         return handler
 
     def clear(self) -> None:
-        """Forget all handlers, since the view changed."""
+        """Forget all handlers, and go by the view in force from now on."""
         self.handlers.clear()
         self.view = self._io.view
 

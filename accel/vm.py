@@ -130,6 +130,8 @@ class Vm:
     def create_address_space(self, name: str, root: MemoryRegion) -> AddressSpace:
         """Create another space, such as what a device sees through its bus; close it with `AddressSpace.close`.
 
+        In a transaction it shows nothing before that ends, and never comes to be if that fails.
+
         Raises:
             UsageError: There is one of this name.
             RegionError: `root` belongs to another VM.
@@ -217,6 +219,8 @@ class Vm:
                 stack.callback(self.backend.close)
                 for vcpu in self.vcpus:
                     stack.callback(vcpu.close)
+                for space in self.address_spaces:
+                    stack.callback(space.abandon)
                 stack.callback(self.transactions.close)
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from accel.errors import ClosedError, StateError
+from accel.errors import StateError
 from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
 from accel.memory.flat_view import EMPTY_VIEW, FlatView
@@ -39,6 +39,7 @@ class AddressSpace(HostAccess):
         history: As given.
         big_lock: The VM's.
         unassigned: Guest accesses that nothing served, or that a device refused. Guarded by the big lock.
+        closed: Whether it was closed.
 
     Raises:
         RegionError: `root` belongs to another VM.
@@ -55,36 +56,45 @@ class AddressSpace(HostAccess):
         self.history = history
         self.big_lock: Lock = transactions.big_lock
         self.unassigned = 0
+        self.closed = False
         self._transactions = transactions
-        self._closed = False
+        self._abandoned = False
         with transactions.transaction():
             root.claim(transactions)
             transactions.add_space(self)
 
     def close(self) -> None:
-        """Tell the listeners that everything goes, and show nothing any more; may be called twice.
+        """Tell the listeners that everything goes, and show nothing any more; may be called twice, and after the VM.
+
+        The regions stay the VM's; other spaces may show them.
 
         Raises:
             StateError: A transaction is open.
             AccelError: A listener failed; the space is as it was, but for the listeners that are gone already.
         """
+        if self.closed or self._abandoned:
+            return
         with self._transactions.exclusive():
-            if self._closed:
-                return
             for listener in reversed(self.listeners):
                 self.remove_listener(listener)
             self._transactions.remove_space(self)
-            self._closed = True
+            self.closed = True
             self.view = EMPTY_VIEW
+
+    def abandon(self) -> None:
+        """Note that the VM is closed: there is nothing left to tell, and the view stays for those who read."""
+        self._abandoned = True
 
     # the tree
 
     def add(self, region: MemoryRegion, at: int, priority: int = 0) -> None:
         """Add `region` to the root; see `MemoryRegion.add`."""
+        self._check_open()
         self.root.add(region, at, priority)
 
     def remove(self, region: MemoryRegion) -> None:
         """Remove `region` from the root; see `MemoryRegion.remove`."""
+        self._check_open()
         self.root.remove(region)
 
     def __str__(self) -> str:
@@ -116,8 +126,7 @@ class AddressSpace(HostAccess):
         """
         transactions = self._transactions
         with transactions.exclusive(), interrupts_held_back(), ExitStack() as undo:
-            if self._closed:
-                raise ClosedError(f"address space '{self.name}' is closed")
+            self._check_open()
             if any(one is listener for one in self.listeners):
                 raise StateError(f"listener '{listener.name}' is registered with '{self.name}' already")
             if transactions.log_mask and not any(one is listener for one in transactions.listeners):

@@ -1,296 +1,258 @@
-"""Address spaces: access from the host and from the guest through one view, across whatever borders it has."""
+"""Address spaces: several over shared trees, each with its own view and listeners; their life; how they print.
+
+What is read and written through them is in test_host_access and test_guest_access.
+"""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
-from accel.errors import AddressError
-from accel.locks import DEVICE_LOCK, Lock
+import accel
+from accel.address import ADDRESS_SPACE_SIZE
+from accel.errors import AddressError, ClosedError, RegionError, StateError, UsageError
 from accel.memory import guest_access
+from accel.memory.address_space import AddressSpace
+from accel.memory.listener import MemoryListener
 from accel.memory.region import MemoryRegion
 
 
-class Device:
-    """Reads as the low byte of each offset, and notes what happens to it."""
+class Hearer(MemoryListener):
+    """Notes what comes and goes."""
 
-    def __init__(self, size: int = 0x100, lock: Lock | None = None) -> None:
-        self.reads: list[tuple[int, int]] = []
-        self.writes: list[tuple[int, int, int]] = []
-        self.held: list[bool] = []
-        self.region = MemoryRegion.mmio("device", size, read=self._read, write=self._write, lock=lock)
-        self.watched: Lock | None = lock
+    name = "hearer"
 
-    def _read(self, offset: int, size: int) -> int:
-        self._note()
-        self.reads.append((offset, size))
-        return int.from_bytes(bytes((offset + at) & 0xFF for at in range(size)), "little")
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, int]] = []
 
-    def _write(self, offset: int, value: int, size: int) -> None:
-        self._note()
-        self.writes.append((offset, value, size))
+    def region_add(self, section) -> None:
+        self.heard.append(("add", section.region.name, section.range.start))
 
-    def _note(self) -> None:
-        if self.watched is not None:
-            self.held.append(self.watched.held())
+    def region_del(self, section) -> None:
+        self.heard.append(("del", section.region.name, section.range.start))
+
+    def take(self) -> list[tuple[str, str, int]]:
+        heard, self.heard = self.heard, []
+        return heard
 
 
 @pytest.fixture
-def space(stage):
-    """RAM at 0 to 0x1000, ROM to 0x2000, a device to 0x2100, nothing to 0x3000, RAM to 0x4000."""
-    device = Device()
-    with stage.transaction():
-        stage.memory.add(MemoryRegion.ram("low", 0x1000), 0)
-        stage.memory.add(MemoryRegion.rom("bios", bytes(range(256)) * 16), 0x1000)
-        stage.memory.add(device.region, 0x2000)
-        stage.memory.add(MemoryRegion.ram("high", 0x1000), 0x3000)
-    stage.memory.device = device
-    return stage.memory
+def vm() -> Iterator[accel.Vm]:
+    with accel.open_accelerator("mock") as mock, mock.create_vm() as vm:
+        yield vm
 
 
-# from the host
+def shown(space: AddressSpace) -> list[tuple[int, int, str, int]]:
+    return [(one.range.start, one.range.end, one.region.name, one.offset) for one in space.view]
 
 
-def test_address_space_host_reads_and_writes_across_sections(space) -> None:
-    space.write(0xFFE, b"abcd")
-    assert space.read(0xFFE, 4) == b"abcd"
-    assert space.read(0x1000, 4) == b"cd\x02\x03", "the host may write ROM"
-    assert space.read(0x1FFE, 6) == b"\xfe\xff\x00\x01\x02\x03"
-    assert space.device.reads == [(0, 1), (1, 1), (2, 1), (3, 1)], "devices are read byte by byte"
-    space.write(0x1FFF, b"xyz")
-    assert space.device.writes == [(0, ord("y"), 1), (1, ord("z"), 1)]
+# several spaces
 
 
-@pytest.mark.parametrize(("address", "size"), [(0x2100, 1), (0x20FF, 2), (0x2FFF, 2), (0, 0x4001), (1 << 40, 8)])
-def test_address_space_host_access_to_nothing_is_refused_whole(space, address: int, size: int) -> None:
-    before = space.read(0, 0x2100)
-    space.device.writes.clear()
-    with pytest.raises(AddressError, match=r"nothing is mapped at 0x.* of 'memory'"):
-        space.read(address, size)
-    with pytest.raises(AddressError, match=f"in \\[{address:#x}, {address + size:#x}\\)"):
-        space.write(address, b"x" * size)
-    assert space.device.writes == []
-    assert space.read(0, 0x2100) == before
+def test_address_space_over_an_alias_of_memory_follows_it(vm) -> None:
+    """A device behind a bridge: 64 KiB of its bus are a window onto memory from 1 MiB on."""
+    root = MemoryRegion.container("bus", 1 << 32)
+    window = MemoryRegion.alias("window", vm.memory.root, 1 << 20, 0x10000)
+    root.add(window, 0x8000)
+    bus = vm.create_address_space("bus", root)
+    assert shown(bus) == []
+    ram = MemoryRegion.ram("ram", "2M")
+    vm.memory.add(ram, 0)
+    assert shown(bus) == [(0x8000, 0x18000, "ram", 1 << 20)]
+    bus.write(0x8000, b"from the bus")
+    assert vm.memory.read(1 << 20, 12) == b"from the bus"
+    window.set_target_offset(0x1000)
+    assert shown(bus) == [(0x8000, 0x18000, "ram", 0x1000)]
+    vm.memory.remove(ram)
+    assert shown(bus) == []
+    assert vm.address_spaces == (vm.memory, vm.io, bus)
 
 
-def test_address_space_host_error_names_the_first_address_that_is_missing(space) -> None:
-    with pytest.raises(AddressError, match="nothing is mapped at 0x2100 "):
-        space.read(0, 0x4000)
+def test_address_space_has_a_view_and_listeners_of_its_own(vm) -> None:
+    both, root = MemoryRegion.ram("both", 0x1000), MemoryRegion.container("bus", 1 << 32)
+    with vm.transaction():
+        vm.memory.add(both, 0x1000)
+        root.add(MemoryRegion.alias("again", both, 0x800), 0x5000)
+    bus = vm.create_address_space("bus", root)
+    of_memory, of_bus, of_both = Hearer(), Hearer(), Hearer()
+    vm.memory.add_listener(of_memory)
+    bus.add_listener(of_bus)
+    for space in (vm.memory, bus):
+        space.add_listener(of_both)
+    assert of_bus.take() == [("add", "both", 0x5000)]
+    of_memory.take()
+    of_both.take()
+    bus.add(MemoryRegion.mmio("own", 8), 0)
+    assert (of_memory.take(), of_bus.take()) == ([], [("add", "own", 0)])
+    both.set_enabled(False)
+    assert of_memory.take() == [("del", "both", 0x1000)]
+    assert of_bus.take() == [("del", "both", 0x5000)]
+    assert of_both.take() == [("add", "own", 0), ("del", "both", 0x1000), ("del", "both", 0x5000)]
+    guest_access.load(bus, 0x5000, 1)
+    assert (bus.unassigned, vm.memory.unassigned) == (1, 0)
 
 
-@pytest.mark.parametrize(("address", "size"), [(-1, 1), (0, -1), (ADDRESS_SPACE_SIZE, 1), (ADDRESS_SPACE_SIZE - 1, 2)])
-def test_address_space_host_access_outside_of_all_addresses_is_refused(space, address: int, size: int) -> None:
+def test_address_space_may_share_a_root_with_another(vm) -> None:
+    vm.memory.add(MemoryRegion.ram("ram", 0x1000), 0)
+    twin = vm.create_address_space("twin", vm.memory.root)
+    assert twin.view == vm.memory.view
+    twin.add(MemoryRegion.mmio("device", 8), 0x2000)
+    assert shown(vm.memory) == shown(twin) == [(0, 0x1000, "ram", 0), (0x2000, 0x2008, "device", 0)]
+
+
+def test_address_space_changes_with_all_others_or_not_at_all(vm) -> None:
+    """One of two spaces has a listener that refuses: neither changes."""
+
+    class Refuser(Hearer):
+        def region_add(self, section) -> None:
+            if section.region.name == "no":
+                raise ValueError("not that one")
+
+    root = MemoryRegion.container("bus", 1 << 32)
+    root.add(MemoryRegion.alias("all", vm.memory.root, 0, 1 << 32), 0)
+    bus = vm.create_address_space("bus", root)
+    bus.add_listener(Refuser())
+    before = (vm.memory.view, bus.view)
+    with pytest.raises(accel.AccelError, match="not that one"):
+        vm.memory.add(MemoryRegion.ram("no", 0x1000), 0)
+    assert (vm.memory.view, bus.view) == before
+    vm.memory.add(MemoryRegion.ram("yes", 0x1000), 0)
+    assert shown(bus) == [(0, 0x1000, "yes", 0)]
+
+
+def test_address_space_of_a_name_that_is_taken_is_refused(vm) -> None:
+    vm.create_address_space("bus", MemoryRegion.container("bus", 1 << 32))
+    for name in ("bus", "memory", "io"):
+        with pytest.raises(UsageError, match=f"address space '{name}' exists already"):
+            vm.create_address_space(name, MemoryRegion.container("other", 1 << 32))
+    assert len(vm.address_spaces) == 3
+
+
+def test_address_space_over_a_region_of_another_vm_is_refused(vm) -> None:
+    with accel.open_accelerator("mock") as mock, mock.create_vm() as other:
+        with pytest.raises(RegionError, match="belongs to another VM"):
+            vm.create_address_space("bus", other.memory.root)
+        assert len(vm.address_spaces) == 2
+
+
+def test_address_space_made_in_a_transaction_shows_with_its_end(vm) -> None:
+    ram = MemoryRegion.ram("ram", 0x1000)
+    with vm.transaction():
+        bus = vm.create_address_space("bus", ram)
+        vm.memory.add(MemoryRegion.alias("window", ram), 0x1000)
+        assert shown(bus) == []
+    assert shown(bus) == [(0, 0x1000, "ram", 0)]
+
+
+def test_address_space_made_in_a_transaction_that_fails_never_was(vm) -> None:
+    root = MemoryRegion.container("bus", 1 << 32)
+    with pytest.raises(KeyError), vm.transaction():
+        bus = vm.create_address_space("bus", root)
+        bus.add(MemoryRegion.ram("ram", 0x1000), 0)
+        raise KeyError("not like this")
+    assert len(vm.address_spaces) == 2
+    assert (shown(bus), root.children) == ([], ())
+    bus.close()
+    with accel.open_accelerator("mock") as mock, mock.create_vm() as other:
+        other.create_address_space("bus", root)
+    vm.create_address_space("bus", MemoryRegion.container("new", 1 << 32))
+
+
+# the end of a space
+
+
+def test_address_space_closed_shows_nothing_and_tells_its_listeners(vm) -> None:
+    ram = MemoryRegion.ram("ram", 0x1000)
+    bus = vm.create_address_space("bus", ram)
+    hearer = Hearer()
+    bus.add_listener(hearer)
+    hearer.take()
+    bus.close()
+    assert hearer.take() == [("del", "ram", 0)]
+    assert (bus.closed, shown(bus), bus.listeners) == (True, [], ())
+    assert vm.address_spaces == (vm.memory, vm.io)
+    bus.close()
+    ram.release()
+    vm.create_address_space("bus", MemoryRegion.container("again", 1 << 32))
+
+
+def test_address_space_closed_refuses_use(vm) -> None:
+    bus = vm.create_address_space("bus", MemoryRegion.ram("ram", 0x1000))
+    bus.close()
+    for use in (
+        lambda: bus.read(0, 1),
+        lambda: bus.write(0, b"x"),
+        lambda: bus.copy(0, 1, 1),
+        lambda: bus.load(0, 4),
+        lambda: bus.store(0, 1, 4),
+        lambda: bus.translate(0),
+        lambda: bus.ram_view(0, 1),
+        lambda: bus.mark_dirty(0, 1),
+        lambda: bus.add(MemoryRegion.ram("late", 0x1000), 0),
+        lambda: bus.remove(bus.root),
+        lambda: bus.add_listener(Hearer()),
+    ):
+        with pytest.raises(ClosedError, match="address space 'bus' is closed"):
+            use()
+    assert guest_access.load(bus, 0, 2) == 0xFFFF
+
+
+def test_address_space_in_an_open_transaction_cannot_be_closed(vm) -> None:
+    bus = vm.create_address_space("bus", MemoryRegion.ram("ram", 0x1000))
+    with vm.transaction(), pytest.raises(StateError, match="a transaction is open"):
+        bus.close()
+    assert not bus.closed
+    assert shown(bus) == [(0, 0x1000, "ram", 0)]
+
+
+def test_address_space_of_a_closed_vm_can_be_read_and_closed() -> None:
+    with accel.open_accelerator("mock") as mock:
+        vm = mock.create_vm()
+        bus = vm.create_address_space("bus", MemoryRegion.ram("ram", 0x1000))
+        bus.write(0, b"left")
+        vm.close()
+        assert bus.read(0, 4) == b"left"
+        bus.close()
+        bus.close()
+        with pytest.raises(ClosedError, match="the VM is closed"):
+            bus.add(MemoryRegion.ram("late", 8), 0)
+        with pytest.raises(ClosedError, match="the VM is closed"):
+            vm.create_address_space("late", MemoryRegion.container("late", 8))
+
+
+def test_address_space_reader_inside_goes_on_while_the_vm_is_closed() -> None:
+    """A device's callback closes the VM and releases the memory in the middle of a copy out of it."""
+    with accel.open_accelerator("mock") as mock:
+        vm = mock.create_vm()
+        ram = MemoryRegion.ram("ram", 0x1000)
+
+        def read(offset: int, size: int) -> int:
+            vm.close()
+            ram.release()
+            return 0
+
+        with vm.transaction():
+            vm.memory.add(MemoryRegion.mmio("closer", 8, read=read), 0)
+            vm.memory.add(ram, 8)
+        ram.write(0, b"still here")
+        view = vm.memory.ram_view(8, 5)
+        assert vm.memory.read(0, 18) == bytes(8) + b"still here"
+        assert view == b"still"
+        with pytest.raises(ClosedError, match="the host memory of 'ram' is released"):
+            vm.memory.read(8, 4)
+
+
+def test_address_space_root_of_the_whole_64_bits_has_a_last_byte(vm) -> None:
+    bus = vm.create_address_space("bus", MemoryRegion.container("bus", ADDRESS_SPACE_SIZE))
+    bus.add(MemoryRegion.ram("top", 0x1000), ADDRESS_SPACE_SIZE - 0x1000)
+    bus.write(ADDRESS_SPACE_SIZE - 2, b"ok")
+    assert bus.load(ADDRESS_SPACE_SIZE - 2, 2) == int.from_bytes(b"ok", "little")
     with pytest.raises(AddressError):
-        space.read(address, size)
+        bus.write(ADDRESS_SPACE_SIZE - 2, b"not")
 
 
-def test_address_space_host_access_to_no_bytes_is_nothing(space) -> None:
-    assert space.read(0x2800, 0) == b""
-    space.write(0x2800, b"")
-
-
-def test_address_space_host_reads_what_a_view_shows_while_it_is_changed(space, stage) -> None:
-    """RAM that shrinks in a transaction that is still open is all there for everybody else."""
-    (high,) = (child for child in space.root.children if child.name == "high")
-    space.write(0x3FFE, b"ok")
-    with stage.transaction():
-        high.resize(0x800)
-        assert space.read(0x3FFE, 2) == b"ok"
-        assert guest_access.load(space, 0x3FFE, 2) == int.from_bytes(b"ok", "little")
-        guest_access.store(space, 0x3FFE, 0x4141, 2)
-        space.write(0x3FFC, b"BB")
-    with pytest.raises(AddressError):
-        space.read(0x3FFE, 2)
-    high.resize(0x1000)
-    assert space.read(0x3FFC, 4) == b"BBAA"
-
-
-# from the guest
-
-
-def test_address_space_guest_access_inside_one_section(space) -> None:
-    guest_access.store(space, 0x10, 0x11223344_55667788, 8)
-    assert guest_access.load(space, 0x10, 8) == 0x11223344_55667788
-    assert guest_access.load(space, 0x12, 2) == 0x5566
-    guest_access.store(space, 0x1000, 0xFFFF, 2)
-    assert guest_access.load(space, 0x1000, 2) == 0x0100, "a guest's write to ROM vanishes"
-    assert guest_access.load(space, 0x2004, 4) == 0x07060504
-    guest_access.store(space, 0x2008, 0xDEADBEEF, 4)
-    assert space.device.reads == [(4, 4)]
-    assert space.device.writes == [(8, 0xDEADBEEF, 4)]
-    assert space.unassigned == 0
-
-
-def test_address_space_guest_access_across_a_border_asks_each_owner_for_its_bytes(space) -> None:
-    guest_access.store(space, 0xFFE, 0x44332211, 4)
-    assert space.read(0xFFE, 4) == b"\x11\x22\x00\x01", "the part in ROM vanishes"
-    assert guest_access.load(space, 0xFFE, 4) == 0x01002211
-    assert guest_access.load(space, 0x1FFE, 4) == 0x0100FFFE
-    assert space.device.reads == [(0, 1), (1, 1)]
-    guest_access.store(space, 0x1FFE, 0x44332211, 4)
-    assert space.device.writes == [(0, 0x33, 1), (1, 0x44, 1)]
-    assert space.unassigned == 0
-
-
-def test_address_space_guest_access_to_nothing_reads_ones_and_counts_once(space) -> None:
-    assert guest_access.load(space, 0x2800, 8) == (1 << 64) - 1
-    assert space.unassigned == 1
-    guest_access.store(space, 0x2800, 5, 4)
-    assert space.unassigned == 2
-    assert guest_access.load(space, 0x2800, 1) == 0xFF
-    assert space.unassigned == 3
-    assert guest_access.load(space, 0x20FE, 4) == 0xFFFF_FFFE, "two bytes of the device, and two of nothing"
-    assert space.unassigned == 4
-    guest_access.store(space, 0x2FFE, 0x44332211, 4)
-    assert space.read(0x3000, 2) == b"\x33\x44"
-    assert space.unassigned == 5
-
-
-def test_address_space_guest_access_at_the_last_address(stage) -> None:
-    stage.io.add(MemoryRegion.mmio("last", 1, read=lambda offset, size: 0x5A), 0xFFFF)
-    assert guest_access.load(stage.io, 0xFFFF, 2) == 0xFF5A
-    assert guest_access.load(stage.memory, ADDRESS_SPACE_SIZE - 1, 4) == 0xFFFF_FFFF
-
-
-def test_address_space_device_without_handlers_reads_ones_and_swallows_writes(stage) -> None:
-    stage.memory.add(MemoryRegion.mmio("mute", 0x100), 0)
-    assert guest_access.load(stage.memory, 4, 4) == 0xFFFF_FFFF
-    guest_access.store(stage.memory, 4, 1, 4)
-    assert stage.memory.read(4, 2) == b"\xff\xff"
-    assert stage.memory.unassigned == 0
-
-
-def test_address_space_device_that_answers_too_wide_is_cut(stage) -> None:
-    stage.memory.add(MemoryRegion.mmio("wide", 0x100, read=lambda offset, size: -2), 0)
-    assert guest_access.load(stage.memory, 0, 2) == 0xFFFE
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 0x48), st.sampled_from([1, 2, 4, 8]), st.integers(0, 1 << 64)), max_size=12))
-def test_address_space_guest_sees_little_endian_bytes(make_stage, accesses) -> None:
-    """Stores and loads of any size and place, against a plain array of bytes; the middle is ROM, the end nothing."""
-    stage = make_stage()
-    with stage.transaction():
-        stage.memory.add(MemoryRegion.ram("a", 0x10), 0)
-        stage.memory.add(MemoryRegion.rom("b", b"\x77" * 8), 0x10)
-        stage.memory.add(MemoryRegion.ram("c", 0x28), 0x18)
-    model = bytearray(0x10) + b"\x77" * 8 + bytearray(0x28) + b"\xff" * 0x18
-    for address, size, value in accesses:
-        value &= (1 << 8 * size) - 1
-        guest_access.store(stage.memory, address, value, size)
-        for index in range(size):
-            at = address + index
-            if at < 0x10 or 0x18 <= at < 0x40:
-                model[at] = value >> 8 * index & 0xFF
-        assert guest_access.load(stage.memory, address, size) == int.from_bytes(model[address : address + size], "little")
-    assert stage.memory.read(0, 0x40) == bytes(model[:0x40])
-
-
-def test_address_space_access_of_one_guest_instruction_uses_one_view(stage) -> None:
-    """The first byte's handler changes the map; the second byte still goes where it went when the access began."""
-    seen = []
-
-    def read(offset: int, size: int) -> int:
-        if not seen:
-            stage.memory.add(MemoryRegion.mmio("new", 0x10, read=lambda offset, size: 0xEE), 0x10, priority=1)
-        seen.append(offset)
-        return 0x11
-
-    stage.memory.add(MemoryRegion.mmio("one", 0x10, read=read), 0)
-    stage.memory.add(MemoryRegion.mmio("two", 0x10, read=lambda offset, size: 0x22), 0x10)
-    assert guest_access.load(stage.memory, 0xF, 2) == 0x2211
-    assert guest_access.load(stage.memory, 0xF, 2) == 0xEE11
-
-
-def test_address_space_host_read_uses_one_view(stage) -> None:
-    def read(offset: int, size: int) -> int:
-        stage.memory.root.children[-1].set_enabled(False)
-        return 0x11
-
-    with stage.transaction():
-        stage.memory.add(MemoryRegion.ram("late", PAGE_SIZE), 0x1000)
-        stage.memory.add(MemoryRegion.mmio("one", 0x1000, read=read), 0)
-    stage.memory.write(0x1000, b"z")
-    assert stage.memory.read(0xFFF, 2) == b"\x11z"
-    assert stage.memory.view.find(0x1000) is None
-
-
-# queued writes
-
-
-def test_address_space_store_run_hands_a_run_over_in_one_call(stage) -> None:
-    runs = []
-    device = MemoryRegion.mmio("port", 8, write_run=lambda offset, data: runs.append((offset, data)))
-    stage.io.add(MemoryRegion.alias("window", device, 2, 4), 0x3F8)
-    guest_access.store_run(stage.io, 0x3F9, 1, b"hello")
-    assert runs == [(3, b"hello")]
-
-
-def test_address_space_store_run_without_a_run_handler_stores_one_by_one(stage) -> None:
-    device = Device()
-    stage.io.add(device.region, 0x100)
-    guest_access.store_run(stage.io, 0x102, 1, b"ab")
-    guest_access.store_run(stage.io, 0x104, 2, b"abcd")
-    assert device.writes == [(2, 0x61, 1), (2, 0x62, 1), (4, 0x6261, 2), (4, 0x6463, 2)]
-    guest_access.store_run(stage.io, 0x900, 2, b"abcd")
-    assert stage.io.unassigned == 2
-
-
-def test_address_space_store_run_of_wide_writes_does_not_use_the_run_handler(stage) -> None:
-    writes = []
-    stage.io.add(
-        MemoryRegion.mmio("port", 8, write=lambda *access: writes.append(access), write_run=lambda *run: 1 / 0), 0
-    )
-    guest_access.store_run(stage.io, 0, 2, b"abcd")
-    assert writes == [(0, 0x6261, 2), (0, 0x6463, 2)]
-
-
-# locks
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_address_space_handlers_run_under_the_devices_lock_or_the_big_lock(stage, own: bool) -> None:
-    lock = Lock(DEVICE_LOCK) if own else None
-    runs = []
-    device = Device(lock=lock)
-    queued = MemoryRegion.mmio("q", 8, write_run=lambda offset, data: runs.append(device.watched.held()), lock=lock)
-    stage.memory.add(device.region, 0)
-    stage.memory.add(queued, 0x1000)
-    device.watched = lock or stage.big_lock
-    guest_access.load(stage.memory, 0, 4)
-    guest_access.store(stage.memory, 0, 1, 4)
-    stage.memory.read(0, 1)
-    stage.memory.write(0, b"x")
-    guest_access.store_run(stage.memory, 0x1000, 1, b"x")
-    assert device.held == [True] * 4
-    assert runs == [True]
-    assert not device.watched.held()
-    assert stage.big_lock.held() is False
-
-
-def test_address_space_ram_is_served_without_any_lock(space, stage, spawn) -> None:
-    """A vCPU that reads RAM must not wait for a transaction that another thread has open."""
-    begun, done = threading.Event(), threading.Event()
-
-    def hog() -> None:
-        with stage.transaction():
-            begun.set()
-            assert done.wait(20)
-
-    worker = spawn(hog)
-    assert begun.wait(20)
-    guest_access.store(space, 0, 7, 1)
-    assert guest_access.load(space, 0, 1) == 7
-    assert space.read(0, 1) == b"\x07"
-    done.set()
-    worker.join()
-
-
-# the tree
+# how it prints
 
 
 def test_address_space_prints_the_tree(stage) -> None:
