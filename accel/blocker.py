@@ -255,6 +255,7 @@ class AccelBlocker:
 
         def again() -> MapLostError:
             fresh = MapLostError(error.problem, error.slots)
+            fresh.listener, fresh.step = error.listener, error.step
             fresh.__cause__ = error
             return fresh
 

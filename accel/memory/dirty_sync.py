@@ -94,7 +94,7 @@ class DirtySync:
             AccelError: A listener failed; what was brought in stays in the logs.
             StateError: A transaction is open.
         """
-        with self._transactions.exclusive(), self._transactions.telling():
+        with self._transactions.exclusive(), interrupts_held_back(), self._transactions.telling():
             self._sync(self._shown(region))
             if region is None:
                 for listener in self._transactions.listeners:
@@ -119,7 +119,7 @@ class DirtySync:
             StateError: `client` does not log it, or a transaction is open.
         """
         size = region.size - offset if size is None else size
-        with self._transactions.exclusive(), self._transactions.telling(), interrupts_held_back():
+        with self._transactions.exclusive(), interrupts_held_back(), self._transactions.telling():
             log = region.dirty_log()
             # Refuses what `collect` would, before anybody is asked.
             log.is_dirty(client, offset, size)

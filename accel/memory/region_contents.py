@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Self
 
 from accel.errors import AddressError, RegionError, StateError
+from accel.interrupts import interrupts_held_back
 from accel.memory.dirty import DirtyClient, DirtyLog
 from accel.memory.ram_block import RamBlock
 from accel.memory.region_tree import RegionNode
@@ -96,7 +97,7 @@ class RegionContents(RegionNode):
         Raises:
             RegionError: It has no memory of its own.
         """
-        with self._editing(self._owner):
+        with self._editing(self._owner), interrupts_held_back():
             log = self.dirty_log()
             log.start(client)
             if self._owner is not None:

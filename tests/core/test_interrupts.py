@@ -26,8 +26,22 @@ from accel.errors import MemorySlotError
 from accel.exits import ExitKind
 from accel.interrupts import deliver_interrupts, interrupts_held_back
 from accel.locks import Lock
-from accel.memory import address_space, region, slot_plan, transaction
-from accel.memory.render import render
+from accel.memory import (
+    address_space,
+    commit,
+    dirty_sync,
+    journal,
+    listener,
+    pins,
+    record,
+    region,
+    region_contents,
+    region_tree,
+    slot_plan,
+    transaction,
+)
+from accel.memory.address_space import AddressSpace
+from accel.memory.dirty import DirtyClient
 from accel.memory.region import MemoryRegion
 
 #: At these CPython looks for signals.
@@ -196,7 +210,11 @@ def sweep(action: Callable[[], object], modules: tuple[types.ModuleType, ...], s
     return seen >= start
 
 
-COMMIT = (transaction, blocker, interrupts, slot_plan, region, address_space, contextlib)
+COMMIT = (
+    transaction, journal, pins, commit, record, listener, blocker, interrupts, slot_plan, region, region_contents,
+    region_tree, address_space, contextlib,
+)  # fmt: skip
+EDIT = (transaction, journal, region, region_contents, region_tree, contextlib)
 
 
 @pytest.fixture
@@ -210,9 +228,11 @@ def _settled(stage) -> None:
     with stage.transaction():
         pass
     stage.check()
-    assert render(stage.memory.root) == stage.memory.view
-    assert len(stage.transactions._journal) == 0
-    assert stage.history.started == stage.history.completed
+    for one in stage.memory.root.reachable():
+        below = list(one._children or ())
+        assert len(below) == len(one._children or ()) == len(set(map(id, below)))
+        assert all(child.parent is one for child in below)
+        assert all(child in below for child in one.children_in(0, one.size))
     assert stage.blocker._depth == stage.blocker._owner == 0
     gate = stage.blocker.add_gate("vCPU 0", lambda thread: None)
     gate.enter()
@@ -253,6 +273,192 @@ def test_interrupt_anywhere_in_a_commit_leaves_all_or_nothing(make_stage, spawn,
         pytest.fail("the sweep has no end")
     assert place > 150
     assert seen == ({True, False} if fault is None else {False})
+
+
+def _tree(stage, regions: list[MemoryRegion]) -> object:
+    """Return all that an edit can change."""
+    return [
+        (
+            one.name, one.parent and one.parent.name, one.offset if one.parent else 0, one.size, one.priority,
+            one.enabled, one.target_offset, one.readonly, one.log_mask, one.dirty.mask if one.dirty else 0,
+            one._owner is not None, sorted(alias.name for alias in one.aliases()), one.block and one.block.pins,
+            one.block and one.block.size, [child.name for child in one.children],
+        )
+        for one in (stage.memory.root, *regions)
+    ]  # fmt: skip
+
+
+def _edits(stage) -> tuple[list[MemoryRegion], Callable[[], None], Callable[[], None]]:
+    """Return regions of a stage, and two groups of edits of them."""
+    moved, grown, gone, logged = (MemoryRegion.ram(name, PAGE_SIZE, 4 * PAGE_SIZE) for name in "abcd")
+    inner = MemoryRegion.container("box", 0x10000)
+    shown, late = MemoryRegion.alias("shown", moved), MemoryRegion.mmio("late", 0x100)
+    for number, one in enumerate((moved, grown, gone, logged, shown)):
+        stage.memory.add(one, number * 0x10000)
+    logged.start_log(DirtyClient.VGA)
+    inner.add(late, 0x100)
+    fresh = MemoryRegion.alias("fresh", inner, 0, 0x1000)
+
+    def first() -> None:
+        stage.memory.add(fresh, 0x100000)
+        stage.memory.remove(gone)
+        grown.resize(2 * PAGE_SIZE)
+        logged.stop_log(DirtyClient.VGA)
+        moved.start_log(DirtyClient.CODE)
+
+    def second() -> None:
+        moved.move(0x80000)
+        shown.set_priority(-1)
+        shown.set_target_offset(0x10)
+        grown.set_readonly(True)
+        late.set_enabled(False)
+
+    return [moved, grown, gone, logged, shown, inner, late, fresh], first, second
+
+
+def _sweep_all(action: Callable[[int], bool], least: int) -> None:
+    """Call `action` with each place in turn until it says that there are no more."""
+    for place in range(1, 10_000):
+        if not action(place):
+            assert place > least
+            return
+    pytest.fail("the sweep has no end")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_interrupt_anywhere_in_edits_takes_all_of_them_back_or_none(make_stage) -> None:
+    def outcome(place: int) -> tuple[object, object, bool, bool]:
+        stage = make_stage()
+        regions, first, second = _edits(stage)
+        old, view = _tree(stage, regions), stage.memory.view
+
+        def change() -> None:
+            with stage.transaction():
+                first()
+                second()
+
+        more = sweep(change, EDIT, place)
+        _settled(stage)
+        return old, _tree(stage, regions), stage.memory.view is view, more
+
+    old, new, _, _ = outcome(1 << 30)
+    seen = set()
+
+    def at(place: int) -> bool:
+        before, after, same, more = outcome(place)
+        assert before == old
+        assert after == (old if same else new)
+        seen.add(same)
+        return more
+
+    _sweep_all(at, 600)
+    assert seen == {True, False}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_interrupt_that_a_savepoint_ends_with_takes_back_that_savepoint(make_stage) -> None:
+    """Also where the interrupt keeps it from doing so itself, and the outer transaction goes on."""
+
+    def outcome(place: int, inside: bool) -> tuple[object, bool]:
+        stage = make_stage()
+        regions, first, second = _edits(stage)
+        more = False
+
+        def savepoint() -> None:
+            with stage.transaction():
+                second()
+
+        with stage.transaction():
+            first()
+            if inside:
+                more = sweep(savepoint, EDIT, place)
+            stage.memory.add(MemoryRegion.mmio("last", 0x100), 0x90000)
+        _settled(stage)
+        return _tree(stage, regions), more
+
+    without, whole = outcome(0, False)[0], outcome(1 << 30, True)[0]
+    assert without != whole
+    seen = []
+
+    def at(place: int) -> bool:
+        after, more = outcome(place, True)
+        assert after in (without, whole)
+        seen.append(after == whole)
+        return more
+
+    _sweep_all(at, 200)
+    assert set(seen) == {True, False}
+
+
+class Balance(listener.MemoryListener):
+    """Counts starts and stops of the global log."""
+
+    name = "balance"
+    started = 0
+
+    def log_global_start(self) -> None:
+        self.started += 1
+
+    def log_global_stop(self) -> None:
+        self.started -= 1
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("what", ["start", "stop", "collect"])
+def test_interrupt_anywhere_in_a_dirty_log_call_loses_no_page_and_no_count(make_stage, what: str) -> None:
+    def at(place: int) -> bool:
+        stage = make_stage()
+        balance, ram = Balance(), MemoryRegion.ram("ram", 2 * PAGE_SIZE)
+        stage.memory.add_listener(balance)
+        stage.memory.add(ram, 0)
+        ram.start_log(DirtyClient.VGA)
+        if what == "stop":
+            stage.dirty_log.start_global()
+        stage.slots.guest_write(0, 1)
+        found = []
+        action = {
+            "start": stage.dirty_log.start_global,
+            "stop": stage.dirty_log.stop_global,
+            "collect": lambda: found.append(stage.dirty_log.collect(ram, DirtyClient.VGA)),
+        }[what]
+        more = sweep(action, (dirty_sync, listener, transaction, journal, interrupts, contextlib), place)
+        _settled(stage)
+        assert balance.started == stage.dirty_log.is_global == len(stage.dirty_log._logs)
+        assert ram.dirty.mask == DirtyClient.VGA | (DirtyClient.MIGRATION if stage.dirty_log.is_global else 0)
+        if not found and what != "collect":
+            assert stage.dirty_log.collect(ram, DirtyClient.VGA).page_count == 1
+        return more
+
+    _sweep_all(at, 50)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_interrupt_anywhere_in_the_life_of_a_space_leaves_it_whole_or_not_there(make_stage) -> None:
+    def at(place: int) -> bool:
+        stage = make_stage()
+        root, ram = MemoryRegion.container("bus", 1 << 20), MemoryRegion.ram("ram", PAGE_SIZE)
+        root.add(ram, 0)
+        balance = Balance()
+
+        def live() -> None:
+            bus = AddressSpace("bus", stage.transactions, root)
+            bus.add_listener(balance)
+            bus.remove_listener(balance)
+            bus.add_listener(balance)
+            bus.close()
+
+        more = sweep(live, (address_space, transaction, journal, pins, interrupts, contextlib), place)
+        _settled(stage)
+        spaces = {one.name: one for one in stage.transactions.spaces}
+        assert list(spaces) in (["memory", "io"], ["memory", "io", "bus"])
+        assert (balance in stage.transactions.listeners) is ("bus" in spaces and balance in spaces["bus"].listeners)
+        assert ram.block.pins == (len(spaces["bus"].view) if "bus" in spaces else 0)
+        if "bus" in spaces:
+            spaces["bus"].close()
+        ram.release()
+        return more
+
+    _sweep_all(at, 100)
 
 
 def _take(lock: Lock) -> bool:
