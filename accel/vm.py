@@ -206,12 +206,16 @@ class Vm:
     def close(self) -> None:
         """Bring every vCPU out, and close them and the VM; may be called twice.
 
+        A transaction that is open on the calling thread fails at its end.
+
         Raises:
             InhibitTimeoutError: A vCPU did not come out; nothing is closed, and close may be retried.
+            StateError: Called by a memory listener that is told of a change.
         """
         with self.big_lock:
             if self.closed:
                 return
+            self.transactions.check_idle()
             with self.blocker.inhibit(self._inhibit_timeout), ExitStack() as stack:  # all of it, whatever raises
                 self.closed = True
                 # Whoever waits outside, or comes later, hears of it instead of calling into what is gone.

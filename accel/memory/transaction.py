@@ -244,7 +244,9 @@ class Transactions:
         if self._closed:
             raise ClosedError("the VM is closed, so its memory does not change any more")
         if self._telling:
-            raise StateError("memory cannot be edited by a listener while it is told of a change; do it afterwards")
+            raise StateError(
+                "memory cannot be edited by a listener while it is told of a change, nor the VM closed; do it afterwards"
+            )
         self._mend()
 
     # inside

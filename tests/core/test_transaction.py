@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import accel
 from accel.address import PAGE_SIZE
 from accel.errors import (
     AccelError,
@@ -658,3 +659,130 @@ def test_transaction_changes_ports_and_memory_together(stage) -> None:
     assert names(stage.io) == [(0x3F8, "port")]
     assert stage.transactions.commits == 1
     stage.check()
+
+
+# other VMs, and the end
+
+
+@pytest.mark.parametrize("what", ["transaction", "edit", "listener", "dirty log", "space"])
+def test_transaction_inside_one_of_another_vm_is_refused(stage, make_stage, what: str) -> None:
+    """A third thread may do it the other way round, and both would wait for ever."""
+    other = make_stage()
+    acts = {
+        "transaction": lambda: other.transaction().__enter__(),
+        "edit": lambda: other.memory.add(ram("theirs"), 0),
+        "listener": lambda: other.memory.add_listener(MemoryListener()),
+        "dirty log": other.dirty_log.sync,
+        "space": other.memory.close,
+    }
+    message = "a transaction of another VM is open on this thread; end it first"
+    with pytest.raises(StateError, match=message), stage.transaction():
+        stage.memory.add(ram("ours"), 0)
+        acts[what]()
+    assert names(stage.memory) == names(other.memory) == []
+    assert len(other.memory.listeners) == 1
+    stage.check()
+    other.check()
+    with stage.transaction():
+        stage.memory.add(ram("ours"), 0)
+    with other.transaction():
+        other.memory.add(ram("theirs"), 0)
+    assert names(stage.memory) == [(0, "ours")]
+    assert names(other.memory) == [(0, "theirs")]
+
+
+def test_transaction_of_another_vm_on_another_thread_goes_on(stage, make_stage, spawn) -> None:
+    other = make_stage()
+    with stage.transaction():
+        stage.memory.add(ram("ours"), 0)
+        spawn(lambda: other.memory.add(ram("theirs"), 0)).join()
+        assert names(other.memory) == [(0, "theirs")]
+    other.check()
+    stage.check()
+
+
+def test_transaction_listener_that_edits_another_vm_is_refused(stage, make_stage) -> None:
+    other = make_stage()
+    listener = MemoryListener()
+    listener.region_add = lambda section: other.memory.add(mmio("meddled"), 0)
+    stage.memory.add_listener(listener)
+    with pytest.raises(StateError, match="a transaction of another VM is open"):
+        stage.memory.add(ram(), 0)
+    assert names(other.memory) == names(stage.memory) == []
+    stage.check()
+    other.check()
+
+
+def test_transaction_rolled_back_leaves_nothing_for_a_later_unrelated_one(stage) -> None:
+    """Neither damage nor journal: `Stage.check` looks for both, and renders everything anew."""
+    region, box = ram("region"), MemoryRegion.container("box", 0x10000)
+    box.add(mmio("inside"), 0)
+    stage.memory.add(region, 0)
+    with pytest.raises(ZeroDivisionError), stage.transaction():
+        stage.memory.add(box, 0x10000)
+        stage.memory.remove(region)
+        region.resize(PAGE_SIZE)
+        raise ZeroDivisionError
+    stage.check()
+    stage.memory.add(mmio("unrelated"), 0x80000)
+    assert names(stage.memory) == [(0, "region"), (0x80000, "unrelated")]
+    stage.check()
+
+
+def test_transaction_work_put_off_that_raises_is_logged_and_the_rest_is_done(stage, caplog) -> None:
+    done = []
+
+    def fail() -> None:
+        raise ValueError("too late")
+
+    with stage.transaction():
+        stage.memory.add(ram(), 0)
+        stage.transactions.defer(fail)
+        stage.transactions.defer(lambda: done.append(names(stage.memory)))
+    assert done == [[(0, "ram")]]
+    assert "too late" in caplog.text
+    stage.check()
+
+
+def test_transaction_work_put_off_cannot_edit(stage, caplog) -> None:
+    with stage.transaction():
+        stage.memory.add(ram(), 0)
+        stage.transactions.defer(lambda: stage.memory.add(mmio("meddled"), 0x50000))
+    assert "memory cannot be edited by a listener" in caplog.text
+    assert names(stage.memory) == [(0, "ram")]
+    stage.check()
+
+
+def test_transaction_work_put_off_comes_after_the_vcpus_go_on_and_the_observers(stage, planned, log) -> None:
+    with stage.transaction("map"):
+        stage.memory.add(ram(), 0)
+        stage.transactions.defer(lambda: log.append(f"held {stage.blocker.inhibited}"))
+    assert log[-2:] == ["commit c", "held False"]
+
+
+def test_transaction_of_a_poisoned_vm_pins_and_tells_nothing(stage, planned, log) -> None:
+    stage.memory.add(ram(), 0)
+    planned[0].fail_apply = planned[0].fail_undo = AccelError("no")
+    with pytest.raises(MapLostError):
+        stage.memory.add(ram("lost"), 0x10000)
+    log.clear()
+    late = ram("late")
+    with pytest.raises(MapLostError, match="memory listener 'a', undo"):
+        stage.memory.add(late, 0x20000)
+    assert (late.block.pins, late.parent, log) == (0, None, [])
+
+
+def test_vm_closed_by_a_listener_is_refused_and_goes_on() -> None:
+    with accel.open_accelerator("mock") as mock, mock.create_vm() as vm:
+        listener = MemoryListener()
+        listener.region_add = lambda section: vm.close()
+        vm.memory.add_listener(listener)
+        with pytest.raises(StateError, match="cannot be edited by a listener while it is told of a change, nor the VM"):
+            vm.memory.add(ram(), 0)
+        assert not vm.closed
+        vm.memory.remove_listener(listener)
+        vm.memory.add(ram(), 0)
+        assert len(vm.memory.view) == 1
+        with pytest.raises(ClosedError, match="the VM was closed inside the transaction"), vm.transaction():
+            vm.memory.add(ram("late"), 0x100000)
+            vm.close()
