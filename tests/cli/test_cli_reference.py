@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from accel.cli import demo, list, run
+from accel.cli import demo, list, mtree, run
 from accel.program import _OPS
 from accel.result import Outcome
 from accel.workload import schema
@@ -58,11 +58,13 @@ def test_workload_page_lists_every_outcome() -> None:
     assert re.findall(r"`([^`]*)`", row)[1:] == [str(outcome) for outcome in Outcome]
 
 
-def test_accelctl_page_lists_every_flag_of_run() -> None:
-    listed = {word.split()[0] for word in first_cells(sections("accelctl.md")["accelctl run"])}
+@pytest.mark.parametrize("command", [run.command, mtree.command])
+def test_accelctl_page_lists_every_flag(command: click.Command) -> None:
+    text = sections("accelctl.md")[f"accelctl {command.name}"]
+    listed = {word.split()[0] for word in first_cells(text) if word.startswith("-")}
     flags = {
         name
-        for option in run.command.params
+        for option in command.params
         if isinstance(option, click.Option)
         for name in (*option.opts, *option.secondary_opts)
     }
