@@ -9,13 +9,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import console_byte, exit_round_trip, micro, startup
+from benchmarks import access, commits, console_byte, dirty, exit_round_trip, footprint, micro, startup
 from benchmarks.bench import Bench, Comparison
 from benchmarks.host import this_host
 from benchmarks.processes import Baselines, BenchmarkError
 from benchmarks.report import print_comparisons, print_goals, write_json
 
-_BENCHMARKS = {module.NAME: module for module in (exit_round_trip, console_byte, startup, micro)}
+_BENCHMARKS = {
+    module.NAME: module for module in (exit_round_trip, console_byte, startup, micro, commits, access, footprint, dirty)
+}
 
 
 @click.command(help="Measure this library beside C and other peers, in alternating rounds. Without NAMES, all.")
@@ -42,13 +44,15 @@ def main(names: tuple[str, ...], rounds: int, scale: float, json_file: Path | No
                 comparisons = _BENCHMARKS[name].measure(bench)
                 print_comparisons(console, _BENCHMARKS[name].SUMMARY, comparisons)
                 found.extend(comparisons)
+            for reason in bench.skipped:
+                console.print(f"[bold]skipped[/]  {reason}")
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
     goals = [goal for one in found for goal in one.goals]
     if check or strict:
         print_goals(console, goals)
     if json_file is not None:
-        write_json(json_file, host, rounds, scale, found)
+        write_json(json_file, host, bench, found)
     if strict and not all(goal.met for goal in goals):
         sys.exit(1)
 

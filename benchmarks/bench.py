@@ -12,6 +12,8 @@ from benchmarks.samples import Sample, Side, alternate, ratio, ratio_spread
 
 #: Turns of each side in a round.
 TURNS = 5
+#: Regions in the smallest map of a quick look.
+_LEAST_MAP = 20
 
 
 @frozen
@@ -91,16 +93,26 @@ class Bench:
         scratch: A folder for what they write.
         rounds: Samples of each side, each made of some turns.
         scale: What counts are multiplied with: below 1 for a quick look.
+        skipped: What could not be measured on this host, and why.
     """
 
     baselines: Baselines
     scratch: Path
     rounds: int = 7
     scale: float = 1.0
+    skipped: list[str] = Factory(list)
 
     def scaled(self, count: int) -> int:
         """Return how often to do what a full run does `count` times."""
         return max(1, round(count * self.scale))
+
+    def map_size(self, count: int) -> int:
+        """Return of how many regions to make the map that a full run makes of `count`; never more."""
+        return max(_LEAST_MAP, round(count * min(1.0, self.scale)))
+
+    def skip(self, reason: str) -> None:
+        """Note what cannot be measured on this host."""
+        self.skipped.append(reason)
 
     def run_baseline(self, program: str, *arguments: str) -> dict[str, int | float]:
         """Run a C program and return what it prints. Raises BenchmarkError."""

@@ -10,7 +10,7 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench import Comparison, Goal
+from benchmarks.bench import Bench, Comparison, Goal
 from benchmarks.host import Host
 from benchmarks.samples import Side
 
@@ -31,8 +31,8 @@ def print_comparisons(console: Console, title: str, comparisons: Iterable[Compar
             one.name,
             _cost(one.side, one.unit),
             _cost(one.peer, one.unit),
-            f"[bold]{one.ratio:.2f}[/]\n{least:.2f} to {most:.2f}",
-            f"{one.quiet_ratio:.2f}",
+            f"[bold]{_ratio(one.ratio)}[/]\n{_ratio(least)} to {_ratio(most)}",
+            _ratio(one.quiet_ratio),
             f"{one.side.peak_kib / 1024:.1f}\n{one.peer.peak_kib / 1024:.1f}",
             one.peer.name,
             "\n".join(f"{name}: {text}" for name, text in one.notes.items()),
@@ -52,13 +52,14 @@ def print_goals(console: Console, goals: Sequence[Goal]) -> None:
     console.print(table)
 
 
-def write_json(path: Path, host: Host, rounds: int, scale: float, comparisons: Iterable[Comparison]) -> None:
+def write_json(path: Path, host: Host, bench: Bench, comparisons: Iterable[Comparison]) -> None:
     """Write all samples with the host they were taken on."""
     data = {
         "format": FORMAT,
         "host": attrs.asdict(host),
-        "rounds": rounds,
-        "scale": scale,
+        "rounds": bench.rounds,
+        "scale": bench.scale,
+        "skipped": bench.skipped,
         "comparisons": [one.to_data() for one in comparisons],
     }
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -66,3 +67,7 @@ def write_json(path: Path, host: Host, rounds: int, scale: float, comparisons: I
 
 def _cost(side: Side, unit: str) -> str:
     return f"[bold]{side.median:.3f}[/] {unit}\n{min(side.values):.3f} to {max(side.values):.3f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"

@@ -8,6 +8,7 @@ took in a round is the mean of its turns, and the figure that counts is the rati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from statistics import fmean, median
 
 from attrs import field, frozen
@@ -70,6 +71,11 @@ def ratio_spread(of: Side, to: Side) -> tuple[float, float]:
     """Return the least and the greatest ratio within one round."""
     ratios = [mine / other for mine, other in zip(of.values, to.values, strict=True)]
     return min(ratios), max(ratios)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the least of `values` that `percent` of them do not exceed."""
+    return sorted(values)[max(0, ceil(len(values) * percent / 100) - 1)]
 
 
 def alternate(rounds: int, turns: int, sides: Mapping[str, Callable[[], Sample]]) -> dict[str, Side]:

@@ -1,6 +1,7 @@
 """What is measured of this library, in a process of its own: ``python -m benchmarks.worker JOB ARGUMENT...``.
 
-Prints one line of JSON, as the C programs in ``baseline/`` do. Lock validation must be off.
+Prints one line of JSON, as the C programs in ``baseline/`` do; with ``turns`` before the job, one for each turn (see
+`benchmarks.turns`). Lock validation must be off.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from accel.devices.debug_console import DebugConsole
 from accel.devices.debug_exit import DebugExit
 from accel.devices.serial import Serial
 from accel.locks import validation_enabled
-from benchmarks import guests, micro_jobs
+from benchmarks import guests, micro_jobs, turn_jobs
+from benchmarks.resident import peak_kib
 
 _RUN_TIMEOUT = 200
 
@@ -85,19 +87,14 @@ class _Doorbell(Device):
         self.console.flush(wait)
 
 
-def peak_kib() -> int:
-    """Return the most resident memory of this process since its exec, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    return 0
-
-
 def main() -> None:
     """Do the job that the arguments name."""
     if validation_enabled():
         raise SystemExit("lock validation is on (ACCEL_LOCKDEP): figures would say nothing about the library")
     job, *arguments = sys.argv[1:]
+    if job == "turns":
+        turn_jobs.serve(*arguments)
+        return
     result = guest(*arguments) if job == "guest" else micro_jobs.run(job, int(arguments[0]))
     print(json.dumps({**result, "peak_kib": peak_kib()}))
 
