@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.cli.memory_map import claims as claims_module
-from accel.cli.memory_map import snapshot as snapshot_module
-from accel.cli.memory_map.claims import claims_below, stacked, why
+from accel.cli.memory_map.claims import claims_below, listed_overlaps, stacked, why
 from accel.cli.memory_map.data import map_data
 from accel.cli.memory_map.names import cells, shortened, shown
-from accel.cli.memory_map.snapshot import listed_overlaps, take_snapshot
+from accel.cli.memory_map.snapshot import take_snapshot
 from accel.cli.memory_map.stage import staged
-from accel.cli.memory_map.text import overlap_lines, tree_lines
+from accel.cli.memory_map.text import flat_lines, overlap_lines, tree_lines
 from accel.devices.base import Device
 from accel.errors import RegionError, StateError, UsageError
 from accel.machine import Machine
@@ -287,17 +286,29 @@ def test_snapshot_kinds_are_what_answers(machine: Machine) -> None:
     assert "(prio 0, nv-ram): nvram" in "\n".join(tree_lines(memory_map, owners=False))
 
 
+def test_snapshot_of_an_empty_space_says_so(machine: Machine) -> None:
+    machine.vm.create_address_space("bus", MemoryRegion.container("nothing", 16))
+    memory_map = take_snapshot(machine, "m", "bus")
+    assert list(flat_lines(memory_map))[:4] == [
+        "FlatView #0",
+        ' AS "bus", root: nothing',
+        " Root memory region: nothing",
+        "  nothing shows",
+    ]
+    assert list(overlap_lines(memory_map)) == ["overlaps: bus", "  none", ""]
+
+
 def test_snapshot_unknown_space_is_refused(machine: Machine) -> None:
     with pytest.raises(UsageError, match="no address space 'oi'; known are: io, memory"):
         take_snapshot(machine, "m", "oi")
 
 
 def test_overlaps_beyond_the_listed_ones_are_counted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "_MOST_LISTED", 4)
+    monkeypatch.setattr(claims_module, "_MOST_LISTED", 4)
     for number in range(5):
         machine.memory.add(MemoryRegion.mmio(f"m{number}", 256), 0x1000 * number, priority=1)
     memory_map = take_snapshot(machine, "m", "memory")
-    listed, left_out = listed_overlaps(memory_map.spaces[0])
+    listed, left_out = listed_overlaps(memory_map.spaces[0].stacks)
     assert [stack.start for stack in listed] == [0, 0x1000]
     assert left_out == 3
     assert "  and 3 more ranges" in list(overlap_lines(memory_map))

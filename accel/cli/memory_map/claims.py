@@ -10,7 +10,7 @@ Cost: O(n log n) for n claims, and at most `KEPT` claims are kept for each range
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Literal
 
@@ -24,6 +24,7 @@ from accel.memory.region import MemoryRegion, RegionKind
 KEPT = 33
 #: Aliases of aliases can show one region any number of times; more than this are not followed.
 MOST_STEPS = 200_000
+_MOST_LISTED = 50_000
 
 Rule = Literal["priority", "later", "child"]
 
@@ -145,6 +146,19 @@ def stacked(claims: list[Claim]) -> list[Stack]:
         if active:
             found.append(Stack(start, end, tuple(claims[rank] for rank in islice(active, KEPT)), len(active)))
     return found
+
+
+def listed_overlaps(stacks: Sequence[Stack]) -> tuple[list[Stack], int]:
+    """Return those that several regions claim, and how many of them there are beyond the returned ones.
+
+    As many as have about `_MOST_LISTED` claims together: aliases of aliases can overlap in very many places.
+    """
+    overlaps = [stack for stack in stacks if stack.count > 1]
+    count, listed = 0, 0
+    while count < len(overlaps) and listed < _MOST_LISTED:
+        listed += len(overlaps[count].claims)
+        count += 1
+    return overlaps[:count], len(overlaps) - count
 
 
 def why(winner: Claim, hidden: Claim, shown: Callable[[str], str] = str) -> tuple[Rule, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from accel.cli.memory_map.claims import Claim, Stack, why
+from accel.cli.memory_map.claims import Claim, Stack, listed_overlaps, why
 from accel.cli.memory_map.names import in_data
-from accel.cli.memory_map.snapshot import FlatRow, MemoryMap, SpaceMap, TreeRow, listed_overlaps, served_kind
+from accel.cli.memory_map.snapshot import FlatRow, MemoryMap, SpaceMap, TreeRow, served_kind
 
 #: The number under ``format``; it changes when a field of before goes or means something else.
 FORMAT = 1
@@ -23,7 +23,7 @@ def map_data(memory_map: MemoryMap) -> dict[str, Any]:
 
 
 def _space(space: SpaceMap, memory_map: MemoryMap) -> dict[str, Any]:
-    stacks, left_out = listed_overlaps(space)
+    stacks, left_out = listed_overlaps(space.stacks)
     return {
         "name": in_data(space.name),
         "tree": [_tree_row(row) for row in space.tree],

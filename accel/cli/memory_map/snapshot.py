@@ -19,8 +19,6 @@ from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.region import MemoryRegion
 from accel.options import nearest
 
-_MOST_LISTED = 50_000
-
 
 @frozen
 class AliasTarget:
@@ -139,19 +137,6 @@ def take_snapshot(machine: Machine, name: str, space: str | None = None) -> Memo
                 raise UsageError(f"no address space '{space}'; {nearest(space, names)}")
             spaces = [one for one in spaces if one.name == space]
         return _Reader(machine.devices).read(name, spaces)
-
-
-def listed_overlaps(space: SpaceMap) -> tuple[list[Stack], int]:
-    """Return the ranges that several regions claim, ascending, and how many of them there are beyond those.
-
-    As many as have about `_MOST_LISTED` claims together: aliases of aliases can overlap in very many places.
-    """
-    overlaps = [stack for stack in space.stacks if stack.count > 1]
-    count, claims = 0, 0
-    while count < len(overlaps) and claims < _MOST_LISTED:
-        claims += len(overlaps[count].claims)
-        count += 1
-    return overlaps[:count], len(overlaps) - count
 
 
 @frozen

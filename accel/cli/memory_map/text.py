@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from accel.cli.memory_map.claims import Claim, Stack, why
+from accel.cli.memory_map.claims import Claim, Stack, listed_overlaps, why
 from accel.cli.memory_map.names import shown
-from accel.cli.memory_map.snapshot import FlatRow, MemoryMap, TreeRow, listed_overlaps, served_kind
+from accel.cli.memory_map.snapshot import FlatRow, MemoryMap, TreeRow, served_kind
 
 #: Hidden regions listed for one range; the rest is a number.
 _LISTED = 8
@@ -65,7 +65,7 @@ def overlap_lines(memory_map: MemoryMap) -> Iterator[str]:
     """Yield each range that several regions claim: who has it, whom it hides, and why."""
     for space in memory_map.spaces:
         yield f"overlaps: {shown(space.name)}"
-        stacks, left_out = listed_overlaps(space)
+        stacks, left_out = listed_overlaps(space.stacks)
         for stack in stacks:
             yield from _overlap(stack, memory_map)
         if left_out:
