@@ -21,8 +21,8 @@ from accel_kvm.ioctl import ioctl
 _HEADER = 8
 _ENTRY = struct.Struct("<QII8s")
 _CAPACITY = abi.KVM_COALESCED_MMIO_MAX
-#: Most bytes of one zone, whose size KVM takes in 32 bits; it queues no write that lies in two of them.
-_MAX_ZONE = 1 << 31
+#: Most bytes of one zone: KVM keeps the size in a signed int. It queues no write that lies in two zones.
+_MAX_ZONE = 1 << 30
 
 
 class KvmCoalescedRing:

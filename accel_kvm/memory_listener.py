@@ -78,14 +78,12 @@ class KvmMemoryListener(KvmIoListener):
             self._adds.add(section)
 
     def log_start(self, section: MemoryRegionSection, old: int, new: int) -> None:
-        """Note a section that stays; told once for each section, whatever its mask gains and loses."""
-        if not old:
-            self._logs.append(section)
+        """Note a section that stays, whether or not it logs already."""
+        self._logs.append(section)
 
     def log_stop(self, section: MemoryRegionSection, old: int, new: int) -> None:
-        """Note a section that stays; as `log_start`."""
-        if not new:
-            self._logs.append(section)
+        """Note a section that stays, whether or not it logs on."""
+        self._logs.append(section)
 
     def prepare(self) -> Update | None:
         """Plan the slots.

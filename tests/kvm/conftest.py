@@ -264,6 +264,7 @@ class Faults:
     Attributes:
         calls: The requests since `reset`, those that fail too.
         errnos: What the call with a number, counted from 0, fails with.
+        before_call: Called with the request.
     """
 
     WATCHED = frozenset(
@@ -278,6 +279,7 @@ class Faults:
 
     def __init__(self, call: Callable[[int, int, int], int]) -> None:
         self._call = call
+        self.before_call: Callable[[int], None] = lambda request: None
         self.reset()
 
     def reset(self, errnos: dict[int, int] | None = None) -> None:
@@ -287,6 +289,7 @@ class Faults:
     def ioctl(self, fd: int, request: int, value: int) -> int:
         if request in self.WATCHED:
             self.calls.append(request)
+            self.before_call(request)
             errno = self.errnos.get(len(self.calls) - 1)
             if errno is not None:
                 ctypes.set_errno(errno)

@@ -243,6 +243,13 @@ def test_vm_without_a_dirty_log_refuses_to_log_and_stays_as_it_was(boot, filled,
     assert guest.load(BASE) == 0x11
 
 
+def test_vm_of_a_kernel_that_does_not_know_dirty_logs_does_not_offer_them(open_vm, faults) -> None:
+    assert accel.Capability.DIRTY_LOG in open_vm().backend.capabilities
+    faults.reset({0: errno.ENOTTY})
+    assert accel.Capability.DIRTY_LOG not in open_vm().backend.capabilities
+    assert faults.calls == [abi.KVM_GET_DIRTY_LOG]
+
+
 def test_dirty_log_that_cannot_be_read_keeps_its_pages_for_the_next_time(boot, filled, faults, write_pages) -> None:
     guest = boot("f4")
     region = filled("ram", 0, 3 * PAGE_SIZE)

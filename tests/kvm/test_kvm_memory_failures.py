@@ -69,7 +69,7 @@ def test_more_slots_than_the_vm_can_have_are_refused_before_anything_changes(boo
     assert guest.load(2 * BASE) == 0x33
 
 
-def test_slot_that_the_kernel_refuses_is_named_and_the_map_before_stays(boot, filled) -> None:
+def test_slot_that_the_kernel_refuses_is_named_and_the_map_before_stays(boot, filled, slot_calls) -> None:
     guest = boot("f4")
     foreign = ForeignSlot(guest.vm, BASE)
     region = filled("ram", 0x11, 2 * PAGE_SIZE)
@@ -86,6 +86,7 @@ def test_slot_that_the_kernel_refuses_is_named_and_the_map_before_stays(boot, fi
     assert [guest.load(at) for at in (BASE - PAGE_SIZE, BASE)] == [None, 0]
     foreign.remove()
     guest.vm.memory.add(region, at=BASE - PAGE_SIZE)
+    assert slot_calls[-1].slot == 1
     assert [guest.load(at) for at in (BASE - PAGE_SIZE, BASE)] == [0x11, 0x11]
 
 

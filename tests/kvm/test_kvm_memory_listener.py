@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import accel
 from accel import Halt, IoOut, MmioRead, MmioWrite
 from accel.address import PAGE_SIZE
+from accel.memory.dirty import DirtyClient
 
 pytestmark = pytest.mark.kvm
 
@@ -115,7 +116,7 @@ def test_listener_removed_and_registered_again_unmaps_and_maps_everything(boot, 
 
 EDITS = st.lists(
     st.tuples(
-        st.sampled_from(["move", "resize", "hide", "show", "readonly", "writable"]),
+        st.sampled_from(["move", "resize", "hide", "show", "readonly", "writable", "log", "forget"]),
         st.integers(0, 3),
         st.integers(0, PAGES - 4),
     ),
@@ -146,7 +147,7 @@ def touch_all(guest) -> Iterator[tuple[int | None, bool]]:
 
 
 @pytest.mark.parametrize("plan", ["least", "replace"])
-def test_guest_sees_what_the_view_shows_after_any_edits(boot, plan, filled) -> None:
+def test_guest_sees_what_the_view_shows_and_logs_what_it_writes_after_any_edits(boot, plan, filled) -> None:
     guest = boot("f4", plan=plan)
     regions = [filled(f"ram{n}", 0x11 * (n + 1), max_size=4 * PAGE_SIZE) for n in range(4)]
     with guest.vm.transaction():
@@ -158,6 +159,15 @@ def test_guest_sees_what_the_view_shows_after_any_edits(boot, plan, filled) -> N
         if section is None:
             return None, False
         return 0x11 * (regions.index(section.region) + 1), not section.readonly
+
+    def written(region: accel.MemoryRegion) -> list[int]:
+        """Return the pages of `region` that the guest writes when it touches all."""
+        return sorted(
+            (section.offset + at - section.range.start) // PAGE_SIZE
+            for section in guest.vm.memory.view
+            if section.region is region and not section.readonly
+            for at in range(section.range.start, section.range.end, PAGE_SIZE)
+        )
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(EDITS, min_size=1, max_size=4))
@@ -173,8 +183,14 @@ def test_guest_sees_what_the_view_shows_after_any_edits(boot, plan, filled) -> N
                             region.resize((value % 4 + 1) * PAGE_SIZE)
                         case "hide" | "show":
                             region.set_enabled(what == "show")
+                        case "log" | "forget":
+                            if (region.log_mask == 0) == (what == "log"):
+                                (region.start_log if what == "log" else region.stop_log)(DirtyClient.VGA)
                         case _:
                             region.set_readonly(what == "readonly")
             assert list(touch_all(guest)) == [shown(page) for page in range(PAGES)]
+            for region in regions:
+                if region.log_mask:
+                    assert guest.dirty_pages(region) == written(region)
 
     edit()
