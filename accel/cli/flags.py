@@ -27,6 +27,8 @@ from accel.workload.schema import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from accel.memory.backing import Backing
+
 #: What an image runs with; a workload file lists its devices itself.
 IMAGE_DEVICES = (
     DeviceSpec("serial", {"port": 0x3F8}),
@@ -45,6 +47,7 @@ class Flags:
     target: str | None = None
     accel: str | None = None
     memory: int | None = None
+    memory_backing: Mapping[str, Backing] = {}
     cpus: int | None = None
     irqchip: bool | None = None
     firmware: str | None = None
@@ -129,7 +132,12 @@ def _overridden(workload: Workload, flags: Flags) -> Workload:
     if flags.input_name is not None:
         run = evolve(run, input=None, input_file=None if flags.reads_stdin else _path(flags.input_name))
     options = _merged(workload.accelerator_options, flags.options, machine.accelerators)
-    return evolve(workload, machine=machine, image=image, run=run, accelerator_options=options)
+    changed = evolve(workload, machine=machine, image=image, run=run, accelerator_options=options)
+    if flags.memory_backing:
+        from accel.cli.memory_backing import with_backings
+
+        changed = with_backings(changed, flags.memory_backing)
+    return changed
 
 
 def _given(**values: Any) -> dict[str, Any]:

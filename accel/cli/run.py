@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from accel.memory.backing import Backing
     from accel.workload.schema import Workload
 
 _MODES = ("real16", "protected32", "long64")
@@ -54,6 +55,24 @@ def _options(context: click.Context, parameter: click.Parameter, values: tuple[s
     return options
 
 
+def _backings(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Backing]:
+    if not values:
+        return {}
+    from accel.cli.memory_backing import parse_backing
+    from accel.errors import UsageError
+
+    backings: dict[str, Backing] = {}
+    for text in values:
+        try:
+            name, backing = parse_backing(text)
+        except UsageError as error:
+            raise click.BadParameter(str(error)) from error
+        if name in backings:
+            raise click.BadParameter(f"'{text}': '{name}' has a backing already; give it one")
+        backings[name] = backing
+    return backings
+
+
 @click.command("run")
 @click.argument("target", metavar="[IMAGE|WORKLOAD.toml]", required=False)
 @click.option(
@@ -62,6 +81,14 @@ def _options(context: click.Context, parameter: click.Parameter, values: tuple[s
     help="Accelerators to try, in order, such as kvm,mock.  [default: all, the preferred first]",
 )
 @click.option("--memory", metavar="SIZE", callback=_size, help="RAM, such as 512M.  [default: 64M]")
+@click.option(
+    "--memory-backing",
+    multiple=True,
+    metavar="[REGION=]KIND[,OPTION]...",
+    callback=_backings,
+    help="Host memory behind RAM, or behind a workload's region: anonymous, memfd or file, with options, such as "
+    "memfd,huge_pages=2M,prefault or file,path=/dev/shm/guest,create.  [default: anonymous]",
+)
 @click.option("--cpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1]")
 @click.option(
     "--irqchip/--no-irqchip",

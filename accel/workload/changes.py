@@ -73,6 +73,10 @@ def asked(spec: ChangeSpec, mount: Mount) -> MountState:
             return evolve(state, size=spec.size or own.size, cut=None)
         case "move":
             return evolve(state, at=spec.at)
+        case "priority":
+            return evolve(state, priority=own.priority if spec.priority is None else spec.priority)
+        case "retarget":
+            return evolve(state, offset=own.offset if spec.offset is None else spec.offset)
         case "add":
             return evolve(state, at=own.at if spec.at is None else spec.at)
         case "remove":
@@ -97,6 +101,10 @@ def _restored(spec: ChangeSpec, mount: Mount) -> MountState:
             return evolve(state, size=own.size, cut=None)
         case "move" | "add" | "remove":
             return evolve(state, at=own.at)
+        case "priority":
+            return evolve(state, priority=own.priority)
+        case "retarget":
+            return evolve(state, offset=own.offset)
         case "enable" | "disable":
             return evolve(state, enabled=own.enabled)
         case "readonly" | "writable":

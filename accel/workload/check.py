@@ -6,15 +6,15 @@ carry no file name; `parse` adds it.
 
 from __future__ import annotations
 
-from accel.address import format_size
+from collections.abc import Mapping
+
+from accel.address import ADDRESS_SPACE_SIZE, format_size
 from accel.arch.x86 import ram_layout
 from accel.errors import AddressError, OptionError, UsageError, WorkloadError
 from accel.options import nearest, parse_options
 from accel.plugins import check_options, find_accelerator, plugin_manager
-from accel.workload.schema import ChangeSpec, RegionSpec, Workload
-
-#: The name by which an alias shows the machine's own RAM.
-MACHINE_RAM = "ram"
+from accel.workload.nesting import check_nesting
+from accel.workload.schema import MACHINE_RAM, ChangeSpec, RegionSpec, Workload
 
 
 def check(workload: Workload) -> None:
@@ -71,15 +71,36 @@ def _check_devices(workload: Workload) -> None:
 
 def _check_regions(specs: tuple[RegionSpec, ...]) -> dict[str, RegionSpec]:
     regions: dict[str, RegionSpec] = {}
+    sizes: dict[str, int | None] = {MACHINE_RAM: None}
     for index, spec in enumerate(specs):
+        place = f"region[{index}]"
         if spec.name in regions:
-            raise _problem(f"region[{index}].name", spec.name, "is the name of another region too")
-        # Only what stands above it, so that aliases cannot show each other in a circle.
-        if spec.target is not None and spec.target != MACHINE_RAM and spec.target not in regions:
-            advice = nearest(spec.target, [*regions, MACHINE_RAM])
-            raise _problem(f"region[{index}].target", spec.target, f"no such region above this one; {advice}")
+            raise _problem(f"{place}.name", spec.name, "is the name of another region too")
+        # Only what stands above it, as it is made in this order.
+        for field, name in (("target", spec.target), ("parent", spec.parent)):
+            if name is not None and name != MACHINE_RAM and name not in regions:
+                advice = nearest(name, [*regions, MACHINE_RAM])
+                raise _problem(f"{place}.{field}", name, f"no such region above this one; {advice}")
+        if spec.parent in regions and regions[spec.parent].kind == "alias":
+            shown = regions[spec.parent].target
+            raise _problem(f"{place}.parent", spec.parent, f"is an alias, which holds nothing itself; use '{shown}'")
+        sizes[spec.name] = _check_place(place, spec, sizes)
         regions[spec.name] = spec
+    check_nesting(specs)
     return regions
+
+
+def _check_place(place: str, spec: RegionSpec, sizes: Mapping[str, int | None]) -> int | None:
+    """Return the size of a region, as far as the file tells, having checked that it has one and ends by 2^64."""
+    size: int | None = spec.size
+    target = None if spec.target is None else sizes[spec.target]
+    if size is None and target is not None:
+        size = target - (spec.offset or 0)
+        if size <= 0:
+            raise _problem(f"{place}.offset", spec.offset, f"is beyond '{spec.target}' of size {target:#x}")
+    if size is not None and spec.at is not None and spec.at + size > ADDRESS_SPACE_SIZE:
+        raise _problem(f"{place}.at", spec.at, f"is too high for size {size:#x}, which ends beyond 2^64")
+    return size
 
 
 def _check_change(place: str, change: ChangeSpec, regions: dict[str, RegionSpec]) -> None:
@@ -88,9 +109,13 @@ def _check_change(place: str, change: ChangeSpec, regions: dict[str, RegionSpec]
     region = regions[change.region]
     if change.do in ("readonly", "writable") and region.kind == "rom":
         raise _problem(f"{place}.do", change.do, f"'{region.name}' is ROM, which stays read-only; use kind = \"ram\"")
+    if change.do == "retarget" and region.kind != "alias":
+        raise _problem(
+            f"{place}.do", change.do, f"'{region.name}' is of kind {region.kind}; only an alias shows a part of another"
+        )
     if change.do == "add" and change.at is None and region.at is None:
         raise _problem(f"{place}.at", None, f"is missing; '{region.name}' has no place of its own")
-    if change.do == "resize" and region.kind != "alias":
+    if change.do == "resize" and region.kind in ("ram", "rom"):
         limit = region.max_size or region.size
         if limit is not None and change.size is not None and change.size > limit:
             raise _problem(

@@ -19,9 +19,11 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from accel.address import ADDRESS_SPACE_SIZE, format_size, parse_size
 from accel.arch.x86 import BootMode
 from accel.errors import UsageError, WorkloadError
+from accel.memory.backing import Backing
 from accel.plugins import parse_accelerators
 from accel.program import GuestProgram
 from accel.result import Outcome
+from accel.workload.backing import BackingTable, refuse_files
 from accel.workload.schema import (
     TABLE_NAMES,
     Accelerators,
@@ -31,6 +33,7 @@ from accel.workload.schema import (
     DeviceSpec,
     Duration,
     FilePath,
+    Priority,
     Size,
     Texts,
     Workload,
@@ -75,12 +78,14 @@ def structuring_converter(find_file: Callable[[str], Path]) -> cattrs.Converter:
     register(Address, lambda value: _within(value, 0, ADDRESS_SPACE_SIZE - 1))
     register(Count, _count)
     register(Byte, lambda value: _within(value, 0, 255))
+    register(Priority, lambda value: _within(value, -(1 << 31), (1 << 31) - 1))
     register(Duration, lambda value: _rewrapped(value, parse_duration, _exactly(str, 'a duration such as "5ms"')))
     register(Accelerators, lambda value: _rewrapped(value, parse_accelerators, _text_or_list))
     register(Texts, _texts)
     register(FilePath, lambda value: find_file(_exactly(str, "a path")(value)))
     register(GuestProgram, lambda value: GuestProgram.from_data(value, ""))
     register(DeviceSpec, _device)
+    register(Backing, lambda value: _backing(value, converter))
     register(BootMode, lambda value: BootMode(_choose(value, tuple(BootMode))))
     register(Outcome, lambda value: Outcome(_choose(value, tuple(Outcome))))
     converter.register_structure_hook_func(_is_literal, lambda value, kind: _choose(value, get_args(kind)))
@@ -104,6 +109,7 @@ def unstructuring_converter(write_file: Callable[[Path], str]) -> cattrs.Convert
     register(Texts, list)
     register(FilePath, write_file)
     register(GuestProgram, lambda program: _in_hex(program.to_data()))
+    register(Backing, lambda backing: converter.unstructure(BackingTable.of(backing)))
     register(DeviceSpec, lambda device: {"type": device.type, **_in_hex(dict(device.options))})
     converter.register_unstructure_hook_factory(
         _is_table,
@@ -126,7 +132,7 @@ def _is_hex(key: str, value: object) -> bool:
 
 
 def _is_table(kind: Any) -> bool:
-    return attrs.has(kind) and kind not in (DeviceSpec, GuestProgram)
+    return attrs.has(kind) and kind not in (Backing, DeviceSpec, GuestProgram)
 
 
 def _is_list(kind: Any) -> bool:
@@ -182,7 +188,8 @@ def _count(value: object) -> int:
 def _within(value: object, least: int, most: int) -> int:
     number = _exactly(int, "a whole number")(value)
     if not least <= number <= most:
-        raise bad(value, f"must be from {least} to {most if most < 1 << 16 else hex(most)}")
+        shown = [str(limit) if abs(limit) < 1 << 16 else hex(limit) for limit in (least, most)]
+        raise bad(value, f"must be from {' to '.join(shown)}")
     return int(number)
 
 
@@ -227,6 +234,12 @@ def _require_table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad(value, "must be a table")
     return value
+
+
+def _backing(value: object, converter: cattrs.Converter) -> Backing:
+    table = _require_table(value)
+    refuse_files(table)
+    return converter.structure(table, BackingTable).backing()
 
 
 def _device(value: object) -> DeviceSpec:

@@ -15,6 +15,35 @@ REPORT_FORMAT = 1
 
 
 @frozen
+class RamUse:
+    """Host memory behind one region when the run ended.
+
+    Attributes:
+        name: The region; ``ram`` is the machine's own.
+        size: Bytes in use by the region.
+        backing: What it is made of: ``anonymous``, ``memfd`` or ``file``.
+        page_size: Bytes of one of its pages.
+        resident: Bytes that have a page in the host's memory.
+    """
+
+    name: str
+    size: int
+    backing: str
+    page_size: int
+    resident: int
+
+    def to_data(self) -> dict[str, str | int]:
+        """Return it as plain data for JSON."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "backing": self.backing,
+            "page_size": self.page_size,
+            "resident_bytes": self.resident,
+        }
+
+
+@frozen
 class Report:
     """What a run of a workload came to.
 
@@ -26,6 +55,7 @@ class Report:
         changes: How many changes of the memory map were made.
         verdicts: One for each expectation.
         expected_outcome: The ending that the workload expects, if it says.
+        ram: The machine's RAM, and each region with memory of its own.
     """
 
     name: str
@@ -36,6 +66,7 @@ class Report:
     changes: int
     verdicts: tuple[Verdict, ...] = ()
     expected_outcome: Outcome | None = None
+    ram: tuple[RamUse, ...] = ()
 
     @property
     def failures(self) -> tuple[Verdict, ...]:
@@ -59,6 +90,7 @@ class Report:
             "name": self.name,
             "passed": self.passed,
             **self.result.to_data(),
+            "ram": [one.to_data() for one in self.ram],
             "changes": self.changes,
             "console": self.console.decode(errors="replace"),
             "console_bytes": self.console_total,

@@ -15,6 +15,7 @@ from attrs import Factory, frozen
 
 from accel.arch.x86 import BootMode
 from accel.errors import WorkloadError
+from accel.memory.backing import Backing
 from accel.plugins import default_accelerators
 from accel.program import GuestProgram
 from accel.result import Outcome
@@ -32,6 +33,8 @@ Duration = NewType("Duration", int)
 Count = NewType("Count", int)
 #: A number from 0 to 255.
 Byte = NewType("Byte", int)
+#: A rank among siblings: a signed number of 32 bits.
+Priority = NewType("Priority", int)
 #: A file; a workload file's own are relative to its folder, and absolute here once they are known to lie in it.
 FilePath = NewType("FilePath", Path)
 #: Names of accelerators, in order of preference; written as a list or as "kvm,mock".
@@ -39,9 +42,24 @@ Accelerators = NewType("Accelerators", tuple[str, ...])
 #: One text or several; written as text or as a list.
 Texts = NewType("Texts", tuple[str, ...])
 
-RegionKind = Literal["ram", "rom", "alias"]
+#: The machine's own RAM, where a region is named.
+MACHINE_RAM = "ram"
+
+RegionKind = Literal["ram", "rom", "alias", "container"]
 Action = Literal[
-    "resize", "move", "replace", "split", "merge", "enable", "disable", "readonly", "writable", "add", "remove"
+    "resize",
+    "move",
+    "priority",
+    "retarget",
+    "replace",
+    "split",
+    "merge",
+    "enable",
+    "disable",
+    "readonly",
+    "writable",
+    "add",
+    "remove",
 ]
 
 
@@ -60,6 +78,8 @@ class MachineSpec:
         cpus: Number of vCPUs.
         irqchip: Interrupt controllers; None has them if there is firmware.
         pit: Interval timer; None has it if there are interrupt controllers.
+        backing: What host memory the RAM is made of; anonymous memory where it is None. Files may be given here,
+            but no workload file can.
     """
 
     accelerators: Accelerators = Factory(lambda: Accelerators(default_accelerators()))
@@ -67,6 +87,7 @@ class MachineSpec:
     cpus: Count = Count(1)
     irqchip: bool | None = None
     pit: bool | None = None
+    backing: Backing | None = None
 
 
 @frozen
@@ -101,49 +122,77 @@ class DeviceSpec:
     options: Mapping[str, object] = Factory(dict)
 
 
+#: The kinds of region that have a field; those that are not here all have.
+_OF_KINDS = {
+    "max_size": ("ram",),
+    "backing": ("ram",),
+    "contents": ("ram", "rom"),
+    "fill": ("ram", "rom"),
+    "target": ("alias",),
+    "offset": ("alias",),
+}
+
+
 @frozen
 class RegionSpec:
     """``[[region]]``: a memory region beside the machine's RAM.
 
     Attributes:
-        at: Where it stands; None leaves it out until a change adds it.
+        at: Where it stands in its parent; None leaves it out until a change adds it.
+        parent: The region that it stands in, or ``ram``, the machine's own; None is the address space itself.
         size: Bytes; None takes them from the contents, or from an alias's target.
+        nonvolatile: Whether memory here and below outlives power-off; listeners are told.
+        unmergeable: Whether ranges here and below stay apart from equal neighbours.
         target: What an alias shows: another region, or ``ram``, the machine's own.
         offset: Where in the target an alias begins.
+        backing: As in `MachineSpec`.
     """
 
     name: str
     kind: RegionKind = "ram"
     at: Address | None = None
+    parent: str | None = None
     size: Size | None = None
     max_size: Size | None = None
-    priority: int = 0
+    priority: Priority = Priority(0)
     enabled: bool = True
     readonly: bool = False
+    nonvolatile: bool = False
+    unmergeable: bool = False
     contents: FilePath | None = None
     fill: Byte | None = None
     target: str | None = None
     offset: Address | None = None
+    backing: Backing | None = None
 
     def __attrs_post_init__(self) -> None:
-        if not self.name or self.name == "ram":
+        if not self.name or self.name == MACHINE_RAM:
             raise _problem("name", self.name, "must be another one; 'ram' is the machine's own RAM")
-        alias = self.kind == "alias"
-        for name in ("target", "offset") if not alias else ("max_size", "contents", "fill"):
-            if getattr(self, name) is not None:
-                raise _problem(name, getattr(self, name), f"a region of kind {self.kind} has none")
-        if alias and self.target is None:
-            raise _problem("target", None, "is missing: the name of the region that the alias shows, or 'ram'")
-        if not alias and self.size is None and self.contents is None:
+        if "\0" in self.name:
+            raise _problem("name", self.name, "holds a NUL, which no name on the host can; leave it out")
+        for name, kinds in _OF_KINDS.items():
+            value = getattr(self, name)
+            if value is not None and self.kind not in kinds:
+                shown = value.kind if isinstance(value, Backing) else value
+                raise _problem(name, shown, f"a region of kind {self.kind} has none")
+        if self.kind == "alias":
+            if self.target is None:
+                raise _problem("target", None, "is missing: the name of the region that the alias shows, or 'ram'")
+        elif self.size is None and self.contents is None:
             raise _problem("size", None, 'is missing, such as size = "1M"')
-        if self.kind == "rom" and self.max_size is not None:
-            raise _problem("max_size", self.max_size, "a region of kind rom has none")
         if self.max_size is not None and self.size is not None and self.max_size < self.size:
             raise _problem("max_size", self.max_size, f"must be at least the size, {self.size:#x}")
 
 
-_NEEDED = {"resize": "size", "move": "at"}
-_ALLOWED = {"resize": ("size",), "move": ("at",), "add": ("at",), "split": ("size",)}
+_NEEDED = {"resize": "size", "move": "at", "priority": "priority", "retarget": "offset"}
+_ALLOWED = {
+    "resize": ("size",),
+    "move": ("at",),
+    "add": ("at",),
+    "split": ("size",),
+    "priority": ("priority",),
+    "retarget": ("offset",),
+}
 
 
 @frozen
@@ -166,6 +215,8 @@ class ChangeSpec:
     times: Count | None = None
     size: Size | None = None
     at: Address | None = None
+    priority: Priority | None = None
+    offset: Address | None = None
     atomic: Literal["address", "map"] = "address"
 
     def __attrs_post_init__(self) -> None:
@@ -178,7 +229,7 @@ class ChangeSpec:
         needed = _NEEDED.get(self.do)
         if needed is not None and getattr(self, needed) is None:
             raise _problem(needed, None, f"is missing; {self.do} needs it")
-        for name in ("size", "at"):
+        for name in ("size", "at", "priority", "offset"):
             if getattr(self, name) is not None and name not in _ALLOWED.get(self.do, ()):
                 raise _problem(name, getattr(self, name), f"means nothing for {self.do}; leave it out")
 

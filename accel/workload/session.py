@@ -31,7 +31,7 @@ from accel.workload.console import Console
 from accel.workload.expect import judge
 from accel.workload.line_input import DescriptorChunks, LineInput, TakesInput
 from accel.workload.regions import mount_regions
-from accel.workload.report import Report
+from accel.workload.report import RamUse, Report
 from accel.workload.schema import ImageSpec, RunSpec, Workload
 from accel.workload.worker import Worker
 
@@ -76,6 +76,7 @@ class Session:
             cpus=spec.cpus,
             irqchip=irqchip,
             pit=spec.pit,
+            backing=spec.backing,
             options=workload.accelerator_options,
             executes=image.executes if isinstance(image, Image) else None,
         )
@@ -179,6 +180,16 @@ class Session:
             changes=changes,
             verdicts=judge(expect, result, console, truncated=truncated, changes=changes),
             expected_outcome=expect.outcome,
+            ram=self._ram_use(),
+        )
+
+    def _ram_use(self) -> tuple[RamUse, ...]:
+        """Return what the machine's RAM and the regions with memory use now."""
+        regions = [self.machine.ram, *(mount.region for mount in self._mounts.values())]
+        return tuple(
+            RamUse(one.name, block.size, block.backing.kind, block.page_size, block.resident_bytes())
+            for one in regions
+            if (block := one.block) is not None
         )
 
 

@@ -208,7 +208,7 @@ def test_run_firmware_boots_seabios_with_its_log_on_stdout(accelctl: Accelctl) -
 @pytest.mark.kvm
 @pytest.mark.parametrize(
     ("name", "accelerator"),
-    [("hello", "kvm"), ("memory-resize", "kvm"), ("race", "kvm"), ("mock-program", "mock")],
+    [("hello", "kvm"), ("memory-resize", "kvm"), ("memory-tree", "kvm"), ("race", "kvm"), ("mock-program", "mock")],
 )
 def test_run_example_workload_passes(accelctl: Accelctl, name: str, accelerator: str) -> None:
     done = accelctl("run", WORKLOADS / f"{name}.toml", "--json")
@@ -219,7 +219,21 @@ def test_run_example_workload_passes(accelctl: Accelctl, name: str, accelerator:
 
 
 def test_run_example_workloads_are_all_tested() -> None:
-    assert {path.stem for path in WORKLOADS.glob("*.toml")} == {"hello", "memory-resize", "race", "mock-program"}
+    tested = {"hello", "memory-resize", "memory-tree", "race", "mock-program"}
+    assert {path.stem for path in WORKLOADS.glob("*.toml")} == tested
+
+
+def test_run_memory_tree_is_the_same_on_the_mock(accelctl: Accelctl) -> None:
+    done = accelctl("run", WORKLOADS / "memory-tree.toml", "--accel", "mock", "--json")
+    data = document(done)
+    assert (done.returncode, data["accelerator"], data["spurious_faults"]) == (0, "mock", 0), data
+    assert [(one["name"], one["backing"]) for one in data["ram"]] == [
+        ("ram", "memfd"),
+        ("bank-0", "anonymous"),
+        ("bank-1", "anonymous"),
+        ("page", "anonymous"),
+    ]
+    assert data["ram"][0]["resident_bytes"] == data["ram"][0]["size"]
 
 
 def test_run_images_of_example_workloads_are_the_guests(guests: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from accel.arch.x86 import BootMode
 from accel.errors import WorkloadError
+from accel.memory.backing import Backing
 from accel.program import ERRORS, Add, Fetch, GuestProgram, Halt, In, Load, Loop, Op, Out, Store
 from accel.result import Outcome
 from accel.workload.dump import dump_workload, to_toml
@@ -27,6 +28,7 @@ from accel.workload.schema import (
     FilePath,
     ImageSpec,
     MachineSpec,
+    Priority,
     RegionSpec,
     RunSpec,
     Size,
@@ -78,6 +80,15 @@ _IMAGES = st.one_of(
     st.builds(ImageSpec, program=_PROGRAMS),
     st.builds(ImageSpec, firmware=_FILES),
 )
+_BACKINGS = st.one_of(
+    st.builds(
+        Backing.memfd,
+        huge_pages=st.sampled_from([None, "2M", "1G"]),
+        prefault=st.booleans(),
+        advice=st.sets(st.sampled_from(["dontdump", "dontfork", "random"])),
+    ),
+    st.builds(Backing.anonymous, prefault=st.booleans(), advice=st.sets(st.sampled_from(["hugepage", "sequential"]))),
+)
 _MACHINES = st.builds(
     MachineSpec,
     accelerators=st.sampled_from([("kvm",), ("mock",), ("kvm", "mock")]).map(Accelerators),
@@ -85,6 +96,7 @@ _MACHINES = st.builds(
     cpus=st.integers(1, 99).map(Count),
     irqchip=st.none() | st.just(True),
     pit=st.none() | st.booleans(),
+    backing=_maybe(_BACKINGS),
 )
 _OPTIONS = st.fixed_dictionaries(
     {},
@@ -107,17 +119,27 @@ _REGIONS = st.tuples(
         at=_maybe(_NUMBERS.map(Address)),
         size=_SIZES,
         max_size=st.none() | st.just(Size(1 << 41)),
-        priority=st.integers(-9, 9),
+        parent=st.none() | st.just("ram"),
+        priority=st.integers(-9, 9).map(Priority),
         enabled=st.booleans(),
         readonly=st.booleans(),
+        nonvolatile=st.booleans(),
+        unmergeable=st.booleans(),
+        backing=_maybe(_BACKINGS),
         contents=_maybe(_FILES),
         fill=_maybe(st.integers(0, 255).map(Byte)),
     ),
-    st.builds(RegionSpec, name=_TEXT.filter(lambda one: one not in ("", "ram", "extra")), size=_SIZES),
+    st.builds(
+        RegionSpec,
+        name=_TEXT.filter(lambda one: one not in ("", "ram", "extra") and "\0" not in one),
+        kind=st.sampled_from(["ram", "container"]),
+        size=_SIZES,
+    ),
     st.builds(
         RegionSpec,
         name=st.just("window"),
         kind=st.just("alias"),
+        size=_SIZES,
         target=st.sampled_from(["extra", "ram"]),
         offset=_maybe(_NUMBERS.map(Address)),
     ),
@@ -126,6 +148,8 @@ _CHANGES = st.sampled_from(
     [
         ChangeSpec("extra", "split", every=Duration(5000), times=Count(3)),
         ChangeSpec("extra", "resize", after=Duration(1), size=Size(1)),
+        ChangeSpec("extra", "priority", every=Duration(7), priority=Priority(-1)),
+        ChangeSpec("window", "retarget", after=Duration(7), offset=Address(0)),
         ChangeSpec("extra", "move", every=Duration(7), after=Duration(1), at=Address(0), atomic="map"),
     ]
 )
@@ -177,6 +201,30 @@ def test_dump_reads_as_people_write_it() -> None:
         '[[region]]\nname = "extra"\nat = 0x1000_0000\nsize = "1M"\n\n'
         '[[change]]\nregion = "extra"\ndo = "split"\nevery = "5ms"\n'
     )
+
+
+def test_dump_backings_are_tables_of_their_own() -> None:
+    workload = Workload(
+        machine=MachineSpec(accelerators=Accelerators(("kvm",)), backing=Backing.memfd(huge_pages="2M", prefault=True)),
+        image=ImageSpec(path=FilePath(FOLDER / "guest.elf")),
+        regions=(RegionSpec("extra", size=Size(1 << 20), backing=Backing.anonymous(advice={"random", "dontdump"})),),
+    )
+    assert dump_workload(workload, FOLDER) == (
+        'format = 1\n\n[machine]\naccelerators = ["kvm"]\nmemory = "64M"\ncpus = 1\n\n'
+        '[machine.backing]\nkind = "memfd"\nhuge_pages = "2M"\nprefault = true\n\n'
+        '[image]\npath = "guest.elf"\n\n[[region]]\nname = "extra"\nsize = "1M"\n\n'
+        '[region.backing]\nadvice = ["dontdump", "random"]\n'
+    )
+
+
+@pytest.mark.parametrize("backing", [Backing.file("/dev/shm/guest"), Backing.anonymous(advice=["mergeable"])])
+def test_dump_backing_that_no_workload_file_can_ask_for_is_refused(backing: Backing) -> None:
+    for workload in (
+        Workload(machine=MachineSpec(backing=backing)),
+        Workload(regions=(RegionSpec("extra", size=Size(4096), backing=backing),)),
+    ):
+        with pytest.raises(WorkloadError, match="cannot be in a workload file; save it without"):
+            dump_workload(workload, FOLDER)
 
 
 def test_dump_file_outside_of_the_folder_is_refused() -> None:

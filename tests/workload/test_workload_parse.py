@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from accel.arch.x86 import BootMode
 from accel.errors import WorkloadError
+from accel.memory.backing import Backing
 from accel.program import Halt, Load, Loop
 from accel.result import Outcome
 from accel.workload.parse import MAX_FILE_SIZE, parse_file, parse_text
@@ -75,6 +76,69 @@ def test_parse_example_of_every_table_gives_its_values(tmp_path: Path) -> None:
     assert (workload.expect.outcome, workload.expect.console_contains) == (Outcome.EXITED, ("a", "b"))
 
 
+def test_parse_backing_of_the_machine_and_of_a_region_gives_backings() -> None:
+    workload = parse(
+        REGION
+        + """
+        [region.backing]
+        advice = "hugepage"
+        [machine.backing]
+        kind = "memfd"
+        huge_pages = "2M"
+        prefault = true
+        advice = ["dontdump", "dontfork"]
+        """
+    )
+    assert workload.machine.backing == Backing.memfd(huge_pages="2M", prefault=True, advice=["dontfork", "dontdump"])
+    assert workload.regions[0].backing == Backing.anonymous(advice=["hugepage"])
+
+
+def test_parse_backing_left_out_is_none_and_an_empty_one_anonymous() -> None:
+    assert parse(BASE).machine.backing is None
+    assert parse(BASE + "[machine.backing]").machine.backing == Backing.anonymous()
+
+
+def test_parse_tree_of_regions_gives_parents_and_flags() -> None:
+    workload = parse(
+        BASE
+        + """
+        [[region]]
+        name = "bank"
+        kind = "container"
+        size = "1M"
+        unmergeable = true
+        [[region]]
+        name = "inner"
+        size = "4K"
+        parent = "bank"
+        priority = -2_147_483_648
+        nonvolatile = true
+        [[region]]
+        name = "window"
+        kind = "alias"
+        target = "bank"
+        parent = "ram"
+        [[change]]
+        region = "window"
+        do = "retarget"
+        offset = 0x1000
+        after = "1s"
+        [[change]]
+        region = "inner"
+        do = "priority"
+        priority = -3
+        after = "1s"
+        """
+    )
+    assert workload.regions == (
+        RegionSpec("bank", kind="container", size=1 << 20, unmergeable=True),
+        RegionSpec("inner", size=4096, parent="bank", priority=-(1 << 31), nonvolatile=True),
+        RegionSpec("window", kind="alias", target="bank", parent="ram"),
+    )
+    assert workload.changes[0] == ChangeSpec("window", "retarget", after=1_000_000, offset=0x1000)
+    assert workload.changes[1] == ChangeSpec("inner", "priority", after=1_000_000, priority=-3)
+
+
 def test_parse_program_gives_its_operations() -> None:
     workload = parse('format = 1\nimage.program = [{op = "loop", body = [{op = "load", address = 1}]}, {op = "halt"}]')
     assert workload.image.program is not None
@@ -90,7 +154,7 @@ BAD = {
     "nothing to run": ("format = 1", "w.toml: image:", "nothing to run"),
     "unknown table": (BASE + "[mashine]\n", "w.toml: mashine:", "no such table; did you mean 'machine'?"),
     "unknown field": (BASE + "[machine]\nmemroy = 1", "w.toml: machine.memroy:", "did you mean 'memory'?"),
-    "far field": (BASE + "[machine]\nzzz = 1", "w.toml: machine.zzz:", "known are: accelerators, cpus,"),
+    "far field": (BASE + "[machine]\nzzz = 1", "w.toml: machine.zzz:", "known are: accelerators, backing, cpus,"),
     "table as number": ("format = 1\nimage = 3", "w.toml: image = 3:", "must be a table"),
     "table for a list": (BASE + '[device]\ntype = "serial"', "w.toml: device =", "such as [[device]]"),
     "list of numbers": (BASE + "[machine]\naccelerators = [1]", "machine.accelerators = [1]:", "must be text"),
@@ -112,6 +176,71 @@ BAD = {
     "memory no size": (BASE + '[machine]\nmemory = "64Q"', "machine.memory = '64Q':", "is no size"),
     "memory as float": (BASE + "[machine]\nmemory = 1.5", "machine.memory = 1.5:", 'must be a size such as "64M"'),
     "memory huge": (BASE + f"[machine]\nmemory = 0x{'f' * 9000}", "machine.memory = a huge number:", "to 2^64"),
+    "backing of files": (
+        BASE + "[machine.backing]\nkind = 'file'\npath = '/etc/passwd'",
+        "w.toml: machine.backing.kind = 'file':",
+        "give it on the command line, if you trust the workload: accelctl run --memory-backing",
+    ),
+    "backing with a path": (
+        BASE + "[machine.backing]\npath = '/etc/passwd'",
+        "machine.backing.path = '/etc/passwd':",
+        "which a workload file cannot have",
+    ),
+    "backing shared": (BASE + "[machine.backing]\nshared = true", "machine.backing.shared = True:", "about files"),
+    "backing unknown": (
+        BASE + "[machine.backing]\nkind = 'memdf'",
+        "machine.backing.kind = 'memdf':",
+        "must be one of anonymous, memfd",
+    ),
+    "backing field": (BASE + "[machine.backing]\nhuge_page = 1", "machine.backing.huge_page:", "'huge_pages'?"),
+    "backing as text": (BASE + "[machine]\nbacking = 'memfd'", "machine.backing = 'memfd':", "must be a table"),
+    "backing page": (
+        BASE + "[machine.backing]\nhuge_pages='3M'",
+        "machine.backing.huge_pages = 3145728:",
+        "such as 2M",
+    ),
+    "backing page huge": (
+        BASE + f"[machine.backing]\nhuge_pages = 0x{'f' * 9000}",
+        "machine.backing.huge_pages = a huge number:",
+        "to 2^64",
+    ),
+    "backing page beyond": (BASE + "[machine.backing]\nhuge_pages='16777216T'", "machine.backing.huge_pages", "power"),
+    "backing prefault": (
+        BASE + "[machine.backing]\nprefault = 'yes'",
+        "machine.backing.prefault = 'yes':",
+        "must be true or false",
+    ),
+    "backing advice": (
+        BASE + "[machine.backing]\nadvice = ['hugpage']",
+        "machine.backing.advice = 'hugpage':",
+        "did you mean 'hugepage'?",
+    ),
+    "backing advice as number": (BASE + "[machine.backing]\nadvice = 3", "machine.backing.advice = 3:", "must be text"),
+    "backing advice both": (
+        BASE + "[machine.backing]\nadvice = ['random', 'sequential']",
+        "machine.backing.advice = ['random', 'sequential']:",
+        "contradict each other",
+    ),
+    "backing advice merging": (
+        BASE + "[machine.backing]\nadvice = 'mergeable'",
+        "machine.backing.advice = 'mergeable':",
+        "--memory-backing [REGION=]anonymous,advice=mergeable",
+    ),
+    "region backing of files": (
+        REGION + "backing = {kind = 'file', path = 'x'}",
+        "region[0].backing.kind = 'file':",
+        "--memory-backing [REGION=]file,path=FILE",
+    ),
+    "region backing": (
+        REGION + "[region.backing]\nhuge_pages = 4096",
+        "region[0].backing.huge_pages = 4096:",
+        "power of two above 4K",
+    ),
+    "rom with backing": (
+        BASE + "[[region]]\nname='r'\nkind='rom'\nsize=1\nbacking.kind='memfd'",
+        "region[0].backing = 'memfd':",
+        "kind rom has none",
+    ),
     "cpus none": (BASE + "[machine]\ncpus = 0", "machine.cpus = 0:", "must be at least 1"),
     "cpus as text": (BASE + '[machine]\ncpus = "2"', "machine.cpus = '2':", "must be a whole number"),
     "cpus as bool": (BASE + "[machine]\ncpus = true", "machine.cpus = True:", "must be a whole number"),
@@ -181,6 +310,51 @@ BAD = {
         "region[0].fill = 1:",
         "alias",
     ),
+    "region with a NUL": (BASE + '[[region]]\nname = "a\\u0000"\nsize = 1', "region[0].name", "holds a NUL"),
+    "priority huge": (REGION + "priority = 2_147_483_648", "region[0].priority = 2147483648:", "to 0x7fffffff"),
+    "priority low": (REGION + "priority = -2_147_483_649", "region[0].priority = -2147483649:", "from -0x80000000"),
+    "container without size": (BASE + "[[region]]\nname='a'\nkind='container'", "region[0].size:", "is missing"),
+    "container with fill": (
+        BASE + "[[region]]\nname='a'\nkind='container'\nsize=1\nfill=1",
+        "region[0].fill = 1:",
+        "kind container has none",
+    ),
+    "ROM device": (BASE + "[[region]]\nname='a'\nkind='romd'\nsize=1", "region[0].kind = 'romd':", "must be one of"),
+    "parent of nothing": (REGION + "parent = 'bnak'", "region[0].parent = 'bnak':", "no such region above this one"),
+    "parent below": (
+        REGION + "parent = 'bank'\n[[region]]\nname = 'bank'\nkind = 'container'\nsize = 1",
+        "region[0].parent = 'bank':",
+        "no such region above this one",
+    ),
+    "parent itself": (REGION + "parent = 'extra'", "region[0].parent = 'extra':", "no such region above this one"),
+    "parent alias": (
+        REGION + "[[region]]\nname='a'\nkind='alias'\ntarget='extra'\n[[region]]\nname='b'\nsize=1\nparent='a'",
+        "region[2].parent = 'a':",
+        "is an alias, which holds nothing itself; use 'extra'",
+    ),
+    "circle": (
+        REGION + "[[region]]\nname='a'\nkind='alias'\ntarget='extra'\nparent='extra'",
+        "region[1].parent = 'extra':",
+        "is shown by 'a' through its target 'extra', so it would contain itself",
+    ),
+    "circle in the machine's RAM": (
+        BASE + "[[region]]\nname='a'\nkind='alias'\ntarget='ram'\nparent='ram'",
+        "region[0].parent = 'ram':",
+        "would contain itself",
+    ),
+    "circle of three": (
+        REGION
+        + "[[region]]\nname='b'\nsize=1\nparent='extra'\n"
+        + "[[region]]\nname='c'\nkind='alias'\ntarget='extra'\nparent='b'",
+        "region[2].parent = 'b':",
+        "is shown by 'c' through its target 'extra'",
+    ),
+    "region too high": (REGION + "at = 0xffff_ffff_ffff_f000", "region[0].at = 184467", "ends beyond 2^64"),
+    "alias beyond": (
+        REGION + "[[region]]\nname='a'\nkind='alias'\ntarget='extra'\noffset=0x10_0000",
+        "region[1].offset = 1048576:",
+        "is beyond 'extra' of size 0x100000",
+    ),
     "fill no byte": (REGION + "fill = 256", "region[0].fill = 256:", "must be from 0 to 255"),
     "change of nothing": (
         REGION + "[[change]]\nregion='extar'\ndo='split'\nevery='1s'",
@@ -203,6 +377,20 @@ BAD = {
         "change[0].size = 1:",
         "means nothing for disable",
     ),
+    "change priority": (CHANGE + "do='priority'\nafter='1s'", "change[0].priority:", "priority needs it"),
+    "change priority high": (
+        CHANGE + f"do='priority'\nafter='1s'\npriority=0x{'f' * 9000}",
+        "change[0].priority = a huge number:",
+        "to 0x7fffffff",
+    ),
+    "change retarget": (CHANGE + "do='retarget'\nafter='1s'", "change[0].offset:", "retarget needs it"),
+    "change retarget of RAM": (
+        CHANGE + "do='retarget'\nafter='1s'\noffset=0",
+        "change[0].do = 'retarget':",
+        "'extra' is of kind ram; only an alias",
+    ),
+    "change with offset": (CHANGE + "do='split'\nafter='1s'\noffset=0", "change[0].offset = 0:", "means nothing"),
+    "change with priority": (CHANGE + "do='move'\nafter='1s'\nat=0\npriority=0", "change[0].priority = 0:", "for move"),
     "change merge": (CHANGE + "do = 'merge'\nevery = '1s'", "change[0].do = 'merge':", "use split"),
     "change add": (CHANGE + "do = 'add'\nafter = '1s'", "change[0].at:", "has no place of its own"),
     "change rom": (
@@ -342,7 +530,8 @@ _SCALARS = st.one_of(
 )
 _WORDS = """
 machine image device region change expect run accelerator kvm mock memory cpus path program op body type port name
-kind at size every after do times timeout input console_contains accelerators
+kind at size every after do times timeout input console_contains accelerators backing huge_pages advice prefault
+parent target offset priority
 """
 _KEYS = st.sampled_from(_WORDS.split())
 _DATA = st.recursive(

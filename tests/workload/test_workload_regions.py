@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from accel.errors import AddressError, ImageError, RegionError
 from accel.machine import Machine
+from accel.memory.backing import Backing
 from accel.workload.changes import Changes, asked
 from accel.workload.regions import Mount, mount_regions
 from accel.workload.schema import (
@@ -22,6 +24,7 @@ from accel.workload.schema import (
     Count,
     Duration,
     FilePath,
+    Priority,
     RegionSpec,
     Size,
 )
@@ -111,8 +114,8 @@ def test_mount_regions_priority_and_enabled_and_readonly(machine: Machine) -> No
         machine,
         [
             RegionSpec("below", at=AT, size=PAGE, fill=Byte(1)),
-            RegionSpec("above", at=AT, size=PAGE, fill=Byte(2), priority=1, readonly=True),
-            RegionSpec("off", at=AT, size=PAGE, fill=Byte(3), priority=2, enabled=False),
+            RegionSpec("above", at=AT, size=PAGE, fill=Byte(2), priority=Priority(1), readonly=True),
+            RegionSpec("off", at=AT, size=PAGE, fill=Byte(3), priority=Priority(2), enabled=False),
         ],
     )
     assert machine.memory.read(AT, 1) == b"\x02"
@@ -123,6 +126,97 @@ def test_mount_regions_more_than_the_host_has_is_refused(machine: Machine) -> No
     huge = [RegionSpec(f"r{number}", at=AT, size=Size(1 << 40)) for number in range(64)]
     with pytest.raises(AddressError, match="are more than this host has"):
         mount_regions(machine, huge)
+
+
+def test_mount_regions_backing_is_what_the_memory_is_made_of(machine: Machine) -> None:
+    mount = mounted(machine, evolve(EXTRA, backing=Backing.memfd(prefault=True)))
+    block = mount.region.block
+    assert block is not None
+    assert (block.backing.kind, block.max_size) == ("memfd", 8 * PAGE)
+    assert block.resident_bytes() == 4 * PAGE
+    machine.memory.write(AT, b"seen")
+    with os.fdopen(os.dup(block.fd), "rb") as file:
+        assert file.read(4) == b"seen"
+
+
+def test_mount_regions_backing_that_the_host_lacks_is_refused(machine: Machine) -> None:
+    with pytest.raises(AddressError, match="RAM 'extra': this kernel knows huge pages of"):
+        mounted(machine, evolve(EXTRA, backing=Backing.anonymous(huge_pages="1T")))
+    assert shown(machine) == []
+
+
+def test_mount_regions_file_that_is_readonly_is_rom_to_the_guest(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"data" * (2 * PAGE))
+    mount = mounted(machine, evolve(EXTRA, backing=Backing.file(tmp_path / "data", readonly=True)))
+    assert shown(machine) == [(AT, 4 * PAGE, True)]
+    assert machine.memory.read(AT, 4) == b"data"
+    make(machine, mount, ChangeSpec("extra", "disable", every=SOON, times=Count(2)))
+    assert shown(machine) == [(AT, 4 * PAGE, True)]
+
+
+# trees
+
+
+def test_mount_regions_child_stands_at_its_offset_and_ends_with_its_parent(machine: Machine) -> None:
+    mount_regions(
+        machine,
+        [
+            RegionSpec("bank", kind="container", at=AT, size=Size(2 * PAGE)),
+            RegionSpec("inner", parent="bank", at=Address(PAGE), size=Size(4 * PAGE)),
+        ],
+    )
+    assert shown(machine) == [(AT + PAGE, PAGE, False)]
+
+
+def test_mount_regions_child_of_ram_lies_over_it(machine: Machine) -> None:
+    mounts = mount_regions(
+        machine,
+        [
+            RegionSpec("inner", parent="ram", at=Address(PAGE), size=PAGE, fill=Byte(7)),
+            RegionSpec("again", kind="alias", target="ram", at=AT, size=Size(2 * PAGE)),
+        ],
+    )
+    assert machine.memory.read(PAGE - 1, 3) == b"\x00\x07\x07"
+    assert machine.memory.read(AT + PAGE, 1) == b"\x07"
+    assert mounts["inner"].region.parent is machine.ram
+
+
+def test_mount_regions_parent_gives_its_flags_to_what_is_in_it(machine: Machine) -> None:
+    mount_regions(
+        machine,
+        [
+            RegionSpec(
+                "bank", kind="container", at=AT, size=Size(4 * PAGE), readonly=True, nonvolatile=True, unmergeable=True
+            ),
+            RegionSpec("inner", parent="bank", at=Address(0), size=PAGE),
+        ],
+    )
+    section = machine.memory.view.find(AT)
+    assert section is not None
+    assert (section.readonly, section.nonvolatile, section.unmergeable) == (True, True, True)
+
+
+@pytest.mark.parametrize("kind", ["ram", "rom", "alias"])
+def test_mount_regions_flags_of_each_kind(machine: Machine, kind: str) -> None:
+    target = "ram" if kind == "alias" else None
+    spec = RegionSpec("r", kind=kind, at=AT, size=PAGE, target=target, unmergeable=True, nonvolatile=True)  # type: ignore[arg-type]
+    mounted(machine, spec)
+    section = machine.memory.view.find(AT)
+    assert section is not None
+    assert (section.readonly, section.nonvolatile, section.unmergeable) == (kind == "rom", True, True)
+
+
+def test_mount_regions_alias_of_a_container_shows_what_is_in_it(machine: Machine) -> None:
+    mount_regions(
+        machine,
+        [
+            RegionSpec("bank", kind="container", size=Size(4 * PAGE)),
+            RegionSpec("inner", parent="bank", at=Address(2 * PAGE), size=PAGE, fill=Byte(9)),
+            RegionSpec("window", kind="alias", target="bank", offset=Address(PAGE), at=AT),
+        ],
+    )
+    assert shown(machine) == [(AT + PAGE, PAGE, False)]
+    assert machine.memory.read(AT + PAGE, 1) == b"\x09"
 
 
 # single changes
@@ -136,6 +230,7 @@ ONCE: list[tuple[ChangeSpec, list[tuple[int, int, bool]]]] = [
     (ChangeSpec("extra", "disable", after=SOON), []),
     (ChangeSpec("extra", "readonly", after=SOON), [(AT, 4 * PAGE, True)]),
     (ChangeSpec("extra", "remove", after=SOON), []),
+    (ChangeSpec("extra", "priority", after=SOON, priority=Priority(-1)), [(AT, 4 * PAGE, False)]),
 ]
 
 
@@ -204,6 +299,83 @@ def test_change_moves_what_is_split(machine: Machine) -> None:
     assert shown(machine) == [(ELSEWHERE, PAGE, False), (ELSEWHERE + PAGE, 3 * PAGE, False)]
 
 
+def two_banks(machine: Machine) -> dict[str, Mount]:
+    """Mount a window on the first of two pages with different contents."""
+    return mount_regions(
+        machine,
+        [
+            RegionSpec("pages", kind="container", size=Size(2 * PAGE)),
+            RegionSpec("one", parent="pages", at=Address(0), size=PAGE, fill=Byte(1)),
+            RegionSpec("two", parent="pages", at=Address(PAGE), size=PAGE, fill=Byte(2)),
+            RegionSpec("window", kind="alias", target="pages", size=PAGE, at=AT),
+        ],
+    )
+
+
+def test_change_retarget_shows_another_part_and_with_every_goes_back(machine: Machine) -> None:
+    mount = two_banks(machine)["window"]
+    make(machine, mount, ChangeSpec("window", "retarget", after=SOON, offset=Address(PAGE)))
+    assert machine.memory.read(AT, 1) == b"\x02"
+    mount.become(mount.own)
+    assert machine.memory.read(AT, 1) == b"\x01"
+    make(machine, mount, ChangeSpec("window", "retarget", every=SOON, times=Count(2), offset=Address(PAGE)))
+    assert machine.memory.read(AT, 1) == b"\x01"
+
+
+def test_change_retarget_of_what_is_split_shows_another_part(machine: Machine) -> None:
+    mount = two_banks(machine)["window"]
+    make(
+        machine,
+        mount,
+        ChangeSpec("window", "split", after=SOON, size=Size(2048)),
+        ChangeSpec("window", "retarget", after=Duration(2), offset=Address(PAGE)),
+    )
+    assert machine.memory.read(AT + 2000, 100) == b"\x02" * 100
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_change_priority_brings_a_region_to_the_front_and_back(machine: Machine, split: bool) -> None:
+    mounts = mount_regions(
+        machine,
+        [
+            RegionSpec("extra", at=AT, size=Size(2 * PAGE), fill=Byte(1)),
+            RegionSpec("later", at=AT, size=Size(2 * PAGE), fill=Byte(2)),
+        ],
+    )
+    mount = mounts["extra"]
+    if split:
+        make(machine, mount, ChangeSpec("extra", "split", after=SOON))
+    up = ChangeSpec("extra", "priority", every=SOON, times=Count(1), priority=Priority(5))
+    make(machine, mount, up)
+    assert machine.memory.read(AT, 1) == b"\x01"
+    make(machine, mount, evolve(up, times=Count(2)))
+    assert machine.memory.read(AT, 1) == (b"\x01" if split else b"\x02")
+
+
+def test_change_of_a_child_stays_in_its_parent(machine: Machine) -> None:
+    mounts = two_banks(machine)
+    make(machine, mounts["one"], ChangeSpec("one", "move", after=SOON, at=Address(PAGE)))
+    assert shown(machine) == []
+    make(machine, mounts["two"], ChangeSpec("two", "remove", after=SOON))
+    make(machine, mounts["one"], ChangeSpec("one", "split", after=SOON, size=Size(1024)))
+    make(machine, mounts["window"], ChangeSpec("window", "retarget", after=SOON, offset=Address(PAGE)))
+    assert machine.memory.read(AT, PAGE) == b"\x01" * PAGE
+    assert [size for _, size, _ in shown(machine)] == [1024, PAGE - 1024]
+
+
+def test_change_split_of_a_container_shows_what_is_in_it_twice_cut(machine: Machine) -> None:
+    mounts = mount_regions(
+        machine,
+        [
+            RegionSpec("bank", kind="container", at=AT, size=Size(2 * PAGE)),
+            RegionSpec("inner", parent="bank", at=Address(0), size=Size(2 * PAGE), fill=Byte(3)),
+        ],
+    )
+    make(machine, mounts["bank"], ChangeSpec("bank", "split", after=SOON))
+    assert [size for _, size, _ in shown(machine)] == [PAGE, PAGE]
+    assert machine.memory.read(AT, 2 * PAGE) == b"\x03" * 2 * PAGE
+
+
 def test_change_split_of_one_page_is_refused_and_changes_nothing(machine: Machine) -> None:
     mount = mounted(machine, RegionSpec("extra", at=AT, size=PAGE))
     with pytest.raises(RegionError, match="cannot be split at 0x1000"):
@@ -238,6 +410,13 @@ _CHANGES = st.one_of(
     ),
     st.builds(ChangeSpec, st.just("extra"), st.just("move"), after=st.just(SOON), at=st.sampled_from([AT, ELSEWHERE])),
     st.builds(ChangeSpec, st.just("extra"), st.just("split"), after=st.just(SOON), size=st.none() | st.just(PAGE)),
+    st.builds(
+        ChangeSpec,
+        st.just("extra"),
+        st.just("priority"),
+        after=st.just(SOON),
+        priority=st.sampled_from([Priority(-1), Priority(1)]),
+    ),
     st.builds(
         ChangeSpec,
         st.just("extra"),

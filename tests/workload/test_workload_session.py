@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from attrs import evolve
 
 from accel.devices import Device, DeviceType
 from accel.errors import (
+    AddressError,
     DeviceError,
     ImageError,
     NoAcceleratorError,
@@ -22,6 +24,7 @@ from accel.errors import (
     UsageError,
 )
 from accel.hookspecs import hookimpl
+from accel.memory.backing import Backing
 from accel.memory.region import MemoryRegion
 from accel.plugins import PluginManager
 from accel.program import ERRORS, GuestProgram, In, Load, Loop, Out, Store, text
@@ -30,6 +33,7 @@ from accel.workload import session as session_module
 from accel.workload.schema import (
     Accelerators,
     Address,
+    Byte,
     ChangeSpec,
     Count,
     DeviceSpec,
@@ -99,6 +103,32 @@ def test_run_workload_json_form_keeps_bytes_that_are_no_text() -> None:
     data = run_workload(on_mock(GuestProgram((Out(0xE9, 0xFF),)))).to_data()
     assert data["console"] == "\ufffd"
     assert data["console_base64"] == "/w=="
+
+
+def test_run_workload_report_says_what_ram_is_made_of() -> None:
+    backing = Backing.memfd(prefault=True)
+    regions = (
+        EXTRA,
+        RegionSpec("flash", kind="rom", size=Size(8192), fill=Byte(1)),
+        RegionSpec("bank", kind="container", size=Size(8192)),
+    )
+    report = run_workload(on_mock(HELLO, machine=evolve(MOCK, backing=backing), regions=regions))
+    assert report.to_data()["ram"] == [
+        {"name": "ram", "size": 1 << 20, "backing": "memfd", "page_size": 4096, "resident_bytes": 1 << 20},
+        {"name": "extra", "size": 1 << 20, "backing": "anonymous", "page_size": 4096, "resident_bytes": 0},
+        {"name": "flash", "size": 8192, "backing": "anonymous", "page_size": 4096, "resident_bytes": 8192},
+    ]
+
+
+def test_run_workload_report_counts_what_the_guest_touched() -> None:
+    program = GuestProgram((Store(AT, 7), Store(AT + 0x5000, 7)))
+    report = run_workload(on_mock(program, regions=(EXTRA,)))
+    assert [(one.name, one.resident) for one in report.ram][1:] == [("extra", 8192)]
+
+
+def test_run_workload_backing_that_the_host_lacks_leaves_nothing_open() -> None:
+    with pytest.raises(AddressError, match="RAM 'ram': this kernel knows huge pages of"):
+        run_workload(on_mock(HELLO, machine=evolve(MOCK, backing=Backing.memfd(huge_pages="1T"))))
 
 
 def test_run_workload_own_timeout_ends_it() -> None:
