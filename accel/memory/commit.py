@@ -82,11 +82,11 @@ class Commit:
             updates = self._plan()
             deliver_interrupts()
             self._apply_held(updates, hold, timeout)
-        except BaseException:
-            if not self.in_force:
+        finally:
+            if self.in_force:
+                tell_all(self._listeners, "commit")
+            else:
                 tell_all(falling(self._begun), "abort")
-            raise
-        tell_all(self._listeners, "commit")
 
     # record and prepare: nothing has changed yet
 

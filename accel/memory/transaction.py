@@ -245,7 +245,7 @@ class Transactions:
             raise ClosedError("the VM is closed, so its memory does not change any more")
         if self._telling:
             raise StateError(
-                "memory cannot be edited by a listener while it is told of a change, nor the VM closed; do it afterwards"
+                "memory cannot be edited by a listener while it is told of a change, nor the VM closed; do that later"
             )
         self._mend()
 
@@ -274,7 +274,6 @@ class Transactions:
             if not changes:
                 self._settle()
                 return
-            self._blocker.check()
             if self.log_mask:
                 for change in changes:
                     for section in change.delta.added:

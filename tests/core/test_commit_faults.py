@@ -568,8 +568,9 @@ def test_commit_counts_its_steps(name: str, policy: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in SCENARIOS for kind in KINDS if kind != "EINTR" or name == "readonly"]
+)
 def test_commit_with_a_fault_at_any_step_is_the_old_or_the_new_state(make, policy: str, name: str, kind: str) -> None:
     steps, old, new = recorded(name, policy)
     for number, (listener, what) in enumerate(steps):
@@ -604,10 +605,10 @@ def test_commit_with_a_fault_at_any_step_is_the_old_or_the_new_state(make, polic
             one.check()
 
 
-@pytest.mark.parametrize("kind", ["errno", "plain"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_commit_whose_undo_fails_anywhere_loses_the_map_and_says_so(make, policy: str, name: str, kind: str) -> None:
+def test_commit_whose_undo_fails_anywhere_loses_the_map_and_says_so(make, policy: str, name: str) -> None:
     steps, old, new = recorded(name, policy)
+    kind = "errno" if policy == "replace" else "plain"
     applied = [number for number, (_, what) in enumerate(steps) if what.startswith("apply")]
     assert applied
     for number in applied:
@@ -641,7 +642,7 @@ def _lose(one: Setup, change, fail_at: set[int], kind: str, old, new) -> None:
         assert state[listener] == old[listener], listener
     # Any of these may be mapped: what was, and what was to be.
     for name in old["pins"].keys() | new["pins"].keys():
-        assert state["pins"].get(name, 0) >= old["pins"].get(name, 0)
+        assert state["pins"].get(name, 0) >= max(old["pins"].get(name, 0), new["pins"].get(name, 0))
     pins = dict(state["pins"])
     for _ in range(2):
         with pytest.raises(MapLostError, match=f"could not be undone.*listener '{failed}', undo"):

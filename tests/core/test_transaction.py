@@ -477,6 +477,21 @@ def test_transaction_interrupted_after_publishing_takes_nothing_back(stage, plan
     stage.check()
 
 
+def test_transaction_that_ends_the_program_on_letting_go_is_in_force_for_all(stage, planned, log) -> None:
+    end = stage.blocker.inhibit_end
+
+    def end_and_exit() -> None:
+        end()
+        raise SystemExit
+
+    stage.blocker.inhibit_end = end_and_exit
+    with pytest.raises(SystemExit), stage.transaction("map"):
+        stage.memory.add(ram(), 0)
+    assert log[-3:] == ["commit a", "commit b", "commit c"]
+    assert names(stage.memory) == [(0, "ram")]
+    stage.check()
+
+
 def test_transaction_journal_left_by_an_interrupt_is_taken_back_before_the_next(stage, monkeypatch) -> None:
     region = ram()
     with monkeypatch.context() as patched:
