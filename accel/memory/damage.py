@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from accel.address import ADDRESS_SPACE_SIZE
 from accel.memory.region_tree import RegionNode
 
 #: Places and windows noted one by one; past that, everything is taken for damaged.
@@ -55,7 +56,8 @@ class Damage:
 
     def note_root(self, root: RegionNode) -> None:
         """Note that all of `root` changes."""
-        self._windows[root] = [(0, root.size)]
+        # Not up to its size: it may have been larger before the transaction, or become so.
+        self._windows[root] = [(0, ADDRESS_SPACE_SIZE)]
 
     def note_all(self) -> None:
         """Note that everything changes."""

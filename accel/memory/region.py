@@ -243,10 +243,12 @@ class MemoryRegion(RegionContents):
         """Let writes to a part of it be queued, where the accelerator can do that.
 
         Raises:
-            RegionError: It is no MMIO, or the part overlaps one that was added before.
+            RegionError: It is no MMIO, the part is empty, or it overlaps one that was added before.
             AddressError: The part is not inside.
         """
         self._check_inside(offset, size)
+        if not size:
+            raise RegionError(self.name, f"a part of no bytes at {offset:#x} cannot be queued; give its size")
         if self.kind is not RegionKind.MMIO:
             raise RegionError(self.name, f"is {self.kind.value}; only writes to MMIO can be queued")
         window = AddressRange.sized(offset, size)
@@ -266,16 +268,17 @@ class MemoryRegion(RegionContents):
         Accelerators that can do it never leave the guest for it; with others the core rings.
 
         Raises:
-            RegionError: It is no MMIO, or has one for the same place, size and value.
+            RegionError: It is no MMIO, or has one that the same write could ring.
             AddressError: The place is not inside.
-            UsageError: See `IoEventFd`.
+            UsageError: See `IoEventFd`; or `fd` is no open eventfd.
         """
         eventfd = IoEventFd(offset, size, match, fd)
         self._check_inside(offset, size or 1)
         if self.kind is not RegionKind.MMIO:
             raise RegionError(self.name, f"is {self.kind.value}; only writes to MMIO can ring")
+        eventfd.check_fd()
         with self._editing(self._owner):
-            if any(other.key == eventfd.key for other in self.eventfds):
+            if any(other.collides(eventfd) for other in self.eventfds):
                 raise RegionError(self.name, f"has an ioeventfd for this write at {offset:#x} already")
             self._edit(eventfds=tuple(sorted((*self.eventfds, eventfd), key=lambda one: one.key)))
 

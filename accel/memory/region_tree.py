@@ -118,9 +118,9 @@ class RegionNode:
                     child.name, f"contains '{self.name}', itself or through an alias, and cannot be added to it"
                 )
             if owner is not None:
-                self._claim_with(child, owner)
-            if self._owner is not None:
-                self._owner.journal(lambda: _unlink(child))
+                child.claim(owner)
+                self.claim(owner)
+                owner.journal(lambda: _unlink(child))
             _link(child, self, at, priority, next(_serials))
             child._damage()
 
@@ -204,24 +204,30 @@ class RegionNode:
         """Return the aliases with this region for a target that belong to the same VM; needs the big lock."""
         return [] if self._aliases is None else list(self._aliases)
 
-    def claim(self, owner: RegionOwner) -> list[Self]:
-        """Make this region and all it leads to the property of `owner`; return those that were nobody's.
+    def claim(self, owner: RegionOwner) -> None:
+        """Make this region, all it leads to and all that those stand in the property of `owner`, in a transaction.
+
+        So what belongs to a VM leads only to what does, and stands only in what does: no edit of it, and none of a
+        container around it, is left out of the journal.
 
         Raises:
             RegionError: One of them belongs to another VM; nothing has changed.
         """
-        # What belongs to the owner leads only to what does, too.
-        claimed = [one for one in _walk(self, lambda one: one._owner is not owner) if one._owner is not owner]
+        if self._owner is owner:
+            return
+        claimed = [
+            one for one in _walk(self, lambda one: one._owner is not owner, upward=True) if one._owner is not owner
+        ]
         for region in claimed:
             if region._owner is not None:
                 raise RegionError(region.name, "belongs to another VM; make a region of its own for each VM")
+        owner.journal(lambda: _disown(claimed))
         for region in claimed:
             region._owner = owner
             if region.target is not None:
                 if region.target._aliases is None:
                     region.target._aliases = WeakSet()
                 region.target._aliases.add(region)
-        return claimed
 
     # inside an edit
 
@@ -250,17 +256,6 @@ class RegionNode:
             if siblings is not None:
                 siblings.add(self)
 
-    def _claim_with(self, child: Self, owner: RegionOwner) -> None:
-        """Make what this region belongs to, and `child` with what it leads to, the property of `owner`."""
-        claimed = child.claim(owner)
-        if self._owner is not owner:
-            top = self
-            while top.parent is not None:
-                top = top.parent
-            claimed += top.claim(owner)
-        if claimed:
-            owner.journal(lambda: _disown(claimed))
-
     def _in_parent(self, what: str) -> RegionNode:
         if self.parent is None:
             raise RegionError(self.name, f"is in no region, so it cannot {what}; add it to one first")
@@ -278,6 +273,8 @@ N = TypeVar("N", bound=RegionNode)
 
 def _link(child: N, parent: N, at: int, priority: int, serial: int) -> None:
     with interrupts_held_back():
+        # An interrupt may have come before the removal that this takes back.
+        _unlink(child)
         child.offset, child.priority, child.serial = at, priority, serial
         if parent._children is None:
             parent._children = Children()
@@ -300,8 +297,11 @@ def _disown(regions: list[N]) -> None:
             region.target._aliases.discard(region)
 
 
-def _walk(top: N, descend: Callable[[N], bool]) -> Iterator[N]:
-    """Yield `top` and what it leads to, each once; behind those that `descend` refuses it does not look."""
+def _walk(top: N, descend: Callable[[N], bool], *, upward: bool = False) -> Iterator[N]:
+    """Yield `top` and what it leads to, each once; behind those that `descend` refuses it does not look.
+
+    With `upward`, also the parents of those, and what they lead to.
+    """
     seen = {id(top)}
     pending = [top]
     while pending:
@@ -312,6 +312,8 @@ def _walk(top: N, descend: Callable[[N], bool]) -> Iterator[N]:
         below = [] if region._children is None else list(region._children)
         if region.target is not None:
             below.append(region.target)
+        if upward and region.parent is not None:
+            below.append(region.parent)
         for one in below:
             if id(one) not in seen:
                 seen.add(id(one))

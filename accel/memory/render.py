@@ -17,8 +17,9 @@ from accel.memory.splice import merged
 
 #: Levels of regions and aliases inside each other.
 MAX_DEPTH = 256
-#: Places at which regions show, each alias of a region counted anew: aliases of aliases multiply.
-MAX_PLACEMENTS = 1 << 21
+#: Places at which regions show, each alias of a region counted anew: aliases of aliases multiply. To refuse a tree
+#: costs as much as to paint this many, a few seconds.
+MAX_PLACEMENTS = 1 << 18
 
 
 def render(root: MemoryRegion, window: AddressRange | None = None, log_mask: int = 0) -> FlatView:

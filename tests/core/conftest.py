@@ -7,9 +7,11 @@ refuses, and fails where a test tells it to.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -37,12 +39,29 @@ from accel.memory.slot_plan import (
 )
 from accel.memory.transaction import Transactions
 
+# Modules that several test files share (`memory_world` and what it uses) lie beside this file.
+sys.path.append(str(Path(__file__).parent))
+
 # No test asserts a time, also not by Hypothesis's limit for an example; a failure prints how to repeat it.
 settings.register_profile("accel", deadline=None, print_blob=True)
 settings.load_profile("accel")
 
 #: How long a test waits for what must happen; only a failing test ever waits so long.
 PATIENCE = 20
+
+
+_SUMMARY = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def summarize(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Add a line to the summary at the end of the test run."""
+    return pytestconfig.stash.setdefault(_SUMMARY, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_SUMMARY, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
