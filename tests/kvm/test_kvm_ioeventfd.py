@@ -13,6 +13,7 @@ import accel
 from accel import Halt, IoOut, MmioWrite
 from accel.errors import BackendError
 from accel.memory import guest_access
+from accel.memory.ioeventfd import IoEventFd
 from accel_kvm import abi
 
 pytestmark = pytest.mark.kvm
@@ -240,7 +241,9 @@ def test_doorbell_given_another_eventfd_rings_that_one_once_all_of_the_change_is
     assert (one.rung(), two.rung()) == (0, 1)
 
 
-def test_doorbells_that_kvm_takes_for_one_are_refused_by_name(boot, bell, run, place) -> None:
+def test_doorbells_that_kvm_takes_for_one_are_refused_by_name(boot, bell, run, place, monkeypatch) -> None:
+    """The core refuses them within one region; what KVM says where it finds one that the core does not know of."""
+    monkeypatch.setattr(IoEventFd, "collides", lambda one, other: False)
     guest, one, two = boot("f4"), bell(), bell()
     there = Place(guest.vm, place)
     there.device.add_eventfd(4, one.fd)
@@ -259,7 +262,11 @@ def test_doorbells_that_kvm_takes_for_one_are_refused_by_name(boot, bell, run, p
     assert (one.rung(), two.rung()) == (1, 0)
 
 
-def test_doorbell_whose_fd_is_no_eventfd_is_refused_and_the_others_of_the_change_too(boot, bell, run, place) -> None:
+def test_doorbell_whose_fd_is_no_eventfd_is_refused_and_the_others_of_the_change_too(
+    boot, bell, run, place, monkeypatch
+) -> None:
+    """The core refuses it where it can see what the fd is (in /proc)."""
+    monkeypatch.setattr(IoEventFd, "check_fd", lambda one: None)
     guest, one = boot("f4"), bell()
     there = Place(guest.vm, place)
 
