@@ -8,19 +8,18 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
-from accel.address import AddressRange, format_size, parse_size
-from accel.arch.x86 import HIGH_RAM_START, BootMode, ram_layout
-from accel.arch.x86_boot import plan_boot
+from accel.address import format_size, parse_size
+from accel.arch.x86 import BootMode, ram_layout
 from accel.devices.base import Device
 from accel.devices.port_handler import PortAccess, PortHandler
-from accel.errors import CapabilityError, ClosedError, DeviceError, StateError, UsageError
-from accel.loaders.checks import check_fits
+from accel.errors import CapabilityError, ClosedError, StateError, UsageError
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
+from accel.machine_devices import MachineDevices
+from accel.machine_ram import MachineRam
 from accel.memory.address_space import AddressSpace
 from accel.memory.backing import Backing
 from accel.memory.ram_block import check_host_memory
-from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Atomic
 from accel.plugins import open_accelerator, plugin_manager
 from accel.program import GuestProgram
@@ -43,7 +42,6 @@ class Machine:
         cpus: Number of vCPUs.
         ram_below_4g: Bytes of RAM from address 0 on.
         ram_above_4g: Bytes of RAM from 4 GiB on.
-        devices: What was attached, in order.
     """
 
     def __init__(
@@ -62,19 +60,18 @@ class Machine:
         self._closed = False
         self.accelerator = opened.name
         self.cpus = cpus
-        self.devices: tuple[Device, ...] = ()
-        layout = ram_layout(memory)
-        self._layout = layout
-        self.ram_below_4g = layout[0].size
-        self.ram_above_4g = layout[1].size if len(layout) > 1 else 0
         self.vm = opened.create_vm(irqchip=irqchip, pit=pit)
         self.memory: AddressSpace = self.vm.memory
         self.io: AddressSpace = self.vm.io
         if cpus > self.vm.backend.max_vcpus:
             raise UsageError(f"{cpus} vCPUs: {opened.name} offers up to {self.vm.backend.max_vcpus} here")
-        self.ram = MemoryRegion.ram("ram", memory, backing=backing)
+        self._ram = MachineRam(memory, backing)
+        self.ram = self._ram.region
+        self.ram_below_4g = self._ram.below_4g
+        self.ram_above_4g = self._ram.above_4g
+        self._devices = MachineDevices(self.vm, self)
         with self.vm.transaction():
-            self._place_ram()
+            self._ram.show_in(self.memory)
         for index in range(cpus):
             self.vm.create_vcpu(index)
 
@@ -132,20 +129,28 @@ class Machine:
 
     # what it is made of
 
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What was attached, in order."""
+        return self._devices.attached
+
+    @property
+    def address_spaces(self) -> Mapping[str, AddressSpace]:
+        """The address spaces by name: ``memory``, ``io``, and those of devices, such as ``dma0.bus``."""
+        return {space.name: space for space in self.vm.address_spaces}
+
     def attach(self, device: Device) -> None:
-        """Add a device with all its regions, or nothing.
+        """Add a device with all its regions and address spaces, or nothing.
+
+        Where it is part of a transaction that fails later, it is not the machine's, which does not close it either.
 
         Raises:
             RegionError: A region belongs elsewhere already.
+            UsageError: There is an address space of such a name.
+            StateError: The device is attached already.
         """
         self._check_open()
-        device.connect(self)
-        with self.vm.transaction():
-            for port, region in device.io_regions():
-                self.io.add(region, port)
-            for address, region in device.memory_regions():
-                self.memory.add(region, address)
-        self.devices = (*self.devices, device)
+        self._devices.attach(device)
 
     def port(self, number: int, count: int = 1) -> Callable[[H], H]:
         """Return a decorator that makes a function handle `count` ports from `number` on; see `PortAccess`."""
@@ -193,7 +198,7 @@ class Machine:
             if "program" in executes:
                 for vcpu in self.vm.vcpus:
                     vcpu.load_program(image)
-                self._reset_devices()
+                self._devices.reset()
                 return
             from accel.loaders.program import program_image
 
@@ -203,8 +208,8 @@ class Machine:
             image = load_image(image, options, plugin_manager().loaders().values(), loader)
         if image.executes not in executes:
             raise CapabilityError(f"{self.accelerator} cannot execute {image.executes}, which {image.name} is")
-        self._place(image)
-        self._reset_devices()
+        self._ram.place(image, self.vm, irqchip=self._irqchip)
+        self._devices.reset()
 
     # running
 
@@ -221,7 +226,7 @@ class Machine:
             raise StateError("the machine runs already; stop it first")
         if self._run is not None:
             self._run.settle()  # what it came to was told, or nobody asked
-        self._run = Run(self.vm, self.accelerator, self._flush)
+        self._run = Run(self.vm, self.accelerator, self._devices.flush)
         self._run.start()
         return self._run
 
@@ -269,8 +274,7 @@ class Machine:
             stack.callback(plugin_manager().hook.accel_machine_closed, machine=self)
             stack.callback(self.ram.release)
             stack.callback(self._opened.close)
-            for device in self.devices:
-                stack.callback(device.close)
+            stack.callback(self._devices.close)
 
     def __enter__(self) -> Self:
         return self
@@ -294,57 +298,6 @@ class Machine:
         return lambda level: self.vm.set_irq(number, level)
 
     # details
-
-    def _place_ram(self) -> None:
-        if len(self._layout) == 1:
-            self.memory.add(self.ram, 0)
-            return
-        at = 0
-        for window, name in zip(self._layout, ("ram-below-4g", "ram-above-4g"), strict=True):
-            self.memory.add(MemoryRegion.alias(name, self.ram, at, window.size), window.start)
-            at += window.size
-
-    def _place(self, image: Image) -> None:
-        check_fits(image, self._layout)
-        plan = plan_boot(
-            entry=image.entry,
-            mode=image.mode,
-            cpus=self.cpus,
-            occupied=[segment.range for segment in image.segments],
-            ram=self._layout,
-            name=image.name,
-        )
-        with self.vm.transaction():
-            for number, rom in enumerate(image.rom):
-                region = MemoryRegion.rom(f"{image.loader}-rom{number}", rom.data, rom.size)
-                self.memory.add(region, rom.address, priority=1)
-        for segment in image.segments:
-            self._write_ram(segment.range, segment.data)
-        for address, data in plan.segments:
-            self._write_ram(AddressRange.sized(address, len(data)), data)
-        # With interrupt controllers the other vCPUs wait for INIT and SIPI, as a PC's do.
-        for vcpu in self.vm.vcpus[:1] if self._irqchip else self.vm.vcpus:
-            state = plan.state(vcpu.index)
-            if state is not None:
-                vcpu.write_state(state)
-
-    def _write_ram(self, where: AddressRange, data: bytes | memoryview) -> None:
-        """Write `data` into RAM, followed by zeros, whatever shows at those addresses now."""
-        shift = HIGH_RAM_START - self.ram_below_4g if where.start >= HIGH_RAM_START else 0
-        self.ram.write(where.start - shift, data)
-        self.ram.clear(where.start - shift + len(data), where.size - len(data))
-
-    def _reset_devices(self) -> None:
-        with self.vm.big_lock:
-            for device in self.devices:
-                device.reset()
-
-    def _flush(self, wait: float) -> None:
-        for device in self.devices:
-            try:
-                device.flush(wait)
-            except Exception as error:
-                raise DeviceError(device.name, "handing on its output", None, None, error) from error
 
     def _tell_plugins(self) -> None:
         hook = plugin_manager().hook

@@ -1,17 +1,22 @@
-"""What a device is: regions in the port and memory spaces, `reset`, `flush` and `close`.
+"""What a device is: regions in the port and memory spaces, address spaces of its own, `reset`, `flush` and `close`.
 
-A device declares its regions; `Machine.attach` adds them in one transaction. Handlers run under the big
+A device declares its regions and spaces; `Machine.attach` adds them in one transaction. Handlers run under the big
 lock (or under the lock a region declares) on the vCPU thread that made the access, so they need no locking
 of their own against other accesses; whatever another thread touches (an input queue) must be safe by itself.
+
+A device that reads or writes guest memory itself (DMA) does so through an address space: `DeviceHost.memory`, or one
+of its own, whose root shows aliases of that, moved as its guest programs it. It writes with ``as_guest``, and bounds
+what the guest asks for before it begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from attrs import frozen
 
+from accel.memory.address_space import AddressSpace
 from accel.memory.region import MemoryRegion
 from accel.options import Option
 
@@ -19,6 +24,8 @@ from accel.options import Option
 class DeviceHost(Protocol):
     """What a machine offers its devices."""
 
+    #: The guest-physical address space; aliases of its `root` show a device some of it.
+    memory: AddressSpace
     #: Number of vCPUs.
     cpus: int
     #: Bytes of RAM below 3 GiB, and bytes of RAM from 4 GiB up.
@@ -36,7 +43,7 @@ class Device:
     """Base of devices; every method has a default that does nothing.
 
     Attributes:
-        name: For messages, such as ``serial0``.
+        name: For messages, such as ``serial0``, and the first part of the names of its address spaces.
     """
 
     name: str = "device"
@@ -51,6 +58,17 @@ class Device:
     def memory_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
         """Return `(address, region)` for each region in the memory space."""
         return ()
+
+    def address_spaces(self) -> Iterable[tuple[str, MemoryRegion]]:
+        """Return `(name, root)` for each address space of its own, such as what it sees as a bus master."""
+        return ()
+
+    def connect_spaces(self, spaces: Mapping[str, AddressSpace]) -> None:
+        """Take the spaces that were made of `address_spaces`, by the names given there; called once, if there are any.
+
+        They show something once all of the device is in force, which is before the first access to it. The machine
+        closes them after the device.
+        """
 
     def reset(self) -> None:
         """Go to the power-on state."""

@@ -26,6 +26,8 @@ LAYERS = [
     "accel.workload",
     "accel.testing",
     "accel.machine",
+    "accel.machine_devices",
+    "accel.machine_ram",
     "accel.run",
     "accel.vcpu_thread",
     "accel.housekeeper",
