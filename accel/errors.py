@@ -263,7 +263,7 @@ class InhibitTimeoutError(AccelError, TimeoutError):
 
 
 class ListenerError(AccelError):
-    """A memory listener refused a change with an exception of its own, which is the cause; nothing has changed.
+    """A memory listener raised something of its own, which is the cause; the change that it refused is taken back.
 
     Attributes:
         listener: Its name.
@@ -271,7 +271,7 @@ class ListenerError(AccelError):
     """
 
     def __init__(self, listener: str, step: str, cause: BaseException) -> None:
-        super().__init__(f"memory change refused: {type(cause).__name__}: {cause}")
+        super().__init__(f"{type(cause).__name__}: {cause}")
         self.listener = listener
         self.step = step
 
