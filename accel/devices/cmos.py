@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from accel.devices.base import Device, DeviceHost
 from accel.devices.ports import check_port
+from accel.memory.mmio import AccessSizes, MmioOps
 from accel.memory.region import MemoryRegion
 
 DEFAULT_PORT = 0x70
@@ -68,8 +69,9 @@ class Cmos(Device):
         self.reset()
 
     def io_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
-        """Return the two ports."""
-        return ((self.port, MemoryRegion.mmio(self.name, SIZE, read=self.read, write=self.write)),)
+        """Return the two ports; an access to both is one to each."""
+        ops = MmioOps(self.read, self.write, implemented=AccessSizes(1, 1))
+        return ((self.port, MemoryRegion.mmio(self.name, SIZE, ops=ops)),)
 
     def reset(self) -> None:
         """Go back to index 0 and to the registers as they were when the machine was made."""
@@ -78,19 +80,14 @@ class Cmos(Device):
 
     def read(self, offset: int, size: int) -> int:
         """Return the register at the index from the data port; the index port reads all ones."""
-        value = 0
-        for i in range(size):
-            value |= (self._data() if offset + i == 1 else 0xFF) << 8 * i
-        return value
+        return self._data() if offset == 1 else 0xFF
 
     def write(self, offset: int, value: int, size: int) -> None:
         """Set the index (bit 7, which masks NMI on a PC, is ignored) or the register at the index."""
-        for i in range(size):
-            byte = value >> 8 * i & 0xFF
-            if offset + i == 0:
-                self._index = byte & 0x7F
-            elif offset + i == 1 and self._index not in _READ_ONLY:
-                self._registers[self._index] = byte
+        if offset == 0:
+            self._index = value & 0x7F
+        elif self._index not in _READ_ONLY:
+            self._registers[self._index] = value
 
     def _data(self) -> int:
         index = self._index

@@ -20,6 +20,7 @@ from accel.devices.console import ConsoleOutput
 from accel.devices.ports import check_port
 from accel.devices.uart import LSR, LSR_OE, RBR_THR, Uart
 from accel.errors import ClosedError, StateError
+from accel.memory.mmio import AccessSizes, MmioOps
 from accel.memory.region import MemoryRegion
 
 DEFAULT_PORT = 0x3F8
@@ -89,8 +90,9 @@ class Serial(Device):
         self._line = host.irq_line(self.irq)
 
     def io_regions(self) -> Iterable[tuple[int, MemoryRegion]]:
-        """Return the eight ports."""
-        return ((self.port, MemoryRegion.mmio(self.name, SIZE, read=self.read, write=self.write)),)
+        """Return the eight ports; a wider access is a run of bytes."""
+        ops = MmioOps(self.read, self.write, implemented=AccessSizes(1, 1))
+        return ((self.port, MemoryRegion.mmio(self.name, SIZE, ops=ops)),)
 
     def reset(self) -> None:
         """Set the registers as at power-on; queued input and pending output stay."""
@@ -154,37 +156,30 @@ class Serial(Device):
     # the guest's side
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """Write a register; a wider write is a run of byte writes. Raises as `ConsoleOutput.relieve`."""
+        """Write a register, which is a byte. Raises as `ConsoleOutput.relieve`."""
         # A byte that only goes out comes first: the guest exits for each.
-        if offset == self._plain_thr and size == 1:
+        if offset == self._plain_thr:
             self._put(value)
             if len(self._pending) > self._bound:
                 self.console.relieve()
             return
-        for i in range(size):
-            self._write_register(offset + i, value >> 8 * i & 0xFF)
-
-    def read(self, offset: int, size: int) -> int:
-        """Read a register; a wider read is a run of byte reads."""
-        # Drivers poll LSR before each byte; reading it changes something only where it holds an error.
-        if offset == LSR and size == 1:
-            status = self._uart.lsr
-            if not status & LSR_OE:
-                return status
-        return sum(self._read_register(offset + i) << 8 * i for i in range(size))
-
-    def _write_register(self, register: int, value: int) -> None:
         with self._lock:
-            sent = self._uart.set(register, value)
+            sent = self._uart.set(offset, value)
             self._plain_thr = self._uart.plain_thr
         self._settle_line()
         if sent is not None:
             self.console.write(bytes((sent,)))
 
-    def _read_register(self, register: int) -> int:
+    def read(self, offset: int, size: int) -> int:
+        """Read a register, which is a byte."""
+        # Drivers poll LSR before each byte; reading it changes something only where it holds an error.
+        if offset == LSR:
+            status = self._uart.lsr
+            if not status & LSR_OE:
+                return status
         with self._lock:
-            value = self._uart.get(register)
-            if register == RBR_THR:
+            value = self._uart.get(offset)
+            if offset == RBR_THR:
                 self._room.notify_all()
         self._settle_line()
         return value

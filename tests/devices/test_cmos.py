@@ -10,6 +10,7 @@ from attrs import define
 
 from accel.devices import Cmos
 from accel.errors import AddressError
+from accel.memory.mmio import MmioOps
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 NOW = datetime(2031, 11, 9, 23, 58, 47, tzinfo=UTC)  # a Sunday
@@ -44,6 +45,12 @@ def of(host: Host) -> Cmos:
     device = Cmos(clock=lambda: NOW)
     device.connect(host)
     return device
+
+
+def ops_of(device: Cmos) -> MmioOps:
+    ((_, region),) = device.io_regions()
+    assert region.ops is not None
+    return region.ops
 
 
 @pytest.mark.parametrize("port", [-1, 0xFFFF])
@@ -161,10 +168,10 @@ def test_cmos_index_port_reads_all_ones() -> None:
     device = of(Host())
     device.write(0, 0x0D, 1)
     assert device.read(0, 1) == 0xFF
-    assert device.read(0, 2) == 0x80FF
+    assert ops_of(device).load(0, 2) == 0x80FF
 
 
 def test_cmos_wide_write_sets_index_then_data() -> None:
     device = of(Host())
-    device.write(0, 0xAB0F, 2)
+    ops_of(device).store(0, 0xAB0F, 2)
     assert register(device, 0x0F) == 0xAB

@@ -12,6 +12,8 @@ from accel.devices import Cmos, DebugConsole, DebugExit, Serial
 from accel.devices.builtin import BUILTIN_DEVICES
 from accel.locks import BIG_LOCK, Lock
 from accel.memory.address_space import AddressSpace
+from accel.memory.guest_access import load, store
+from accel.memory.region import MemoryRegion
 from accel.memory.transaction import Transactions
 
 
@@ -35,7 +37,7 @@ class Host:
 @pytest.fixture
 def io() -> AddressSpace:
     big_lock = Lock(BIG_LOCK)
-    return AddressSpace("io", Transactions(big_lock, AccelBlocker(big_lock)), 1 << 16)
+    return AddressSpace("io", Transactions(big_lock, AccelBlocker(big_lock)), MemoryRegion.container("io", 1 << 16))
 
 
 def test_all_builtin_devices_answer_at_their_ports_side_by_side(io: AddressSpace) -> None:
@@ -45,16 +47,16 @@ def test_all_builtin_devices_answer_at_their_ports_side_by_side(io: AddressSpace
         device.connect(host)
         for port, region in device.io_regions():
             io.add(region, port)
-    io.store(0x3F8, 0x41, 1)
-    io.store(0xE9, 0x42, 1)
-    io.store(0x70, 0x5F, 1)
-    io.store(0xF4, 0x10, 4)
+    store(io, 0x3F8, 0x41, 1)
+    store(io, 0xE9, 0x42, 1)
+    store(io, 0x70, 0x5F, 1)
+    store(io, 0xF4, 0x10, 4)
     serial, console = devices[:2]
     assert isinstance(serial, Serial)
     assert isinstance(console, DebugConsole)
     assert serial.console.captured() == b"A"
     assert console.console.captured() == b"B"
-    assert (io.load(0x3FD, 1), io.load(0xE9, 1), io.load(0x71, 1), io.load(0xF4, 2)) == (0x60, 0xE9, 1, 0)
+    assert (load(io, 0x3FD, 1), load(io, 0xE9, 1), load(io, 0x71, 1), load(io, 0xF4, 2)) == (0x60, 0xE9, 1, 0)
     assert host.statuses == [0x21]
     assert io.unassigned == 0
 
@@ -63,9 +65,9 @@ def test_wide_accesses_across_a_device_end_are_split(io: AddressSpace) -> None:
     console = DebugConsole()
     for port, region in console.io_regions():
         io.add(region, port)
-    io.store(0xE8, 0x434241, 4)
+    store(io, 0xE8, 0x434241, 4)
     assert console.console.captured() == b"B"
-    assert io.load(0xE9, 2) == 0xFFE9
+    assert load(io, 0xE9, 2) == 0xFFE9
 
 
 _ISR = 0x7C40
