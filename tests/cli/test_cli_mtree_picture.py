@@ -127,7 +127,8 @@ MAPS = {
             for n, name in enumerate(
                 ["\x1b[2J", "<text>&\"'", "two\nlines", "\u4e2d" * 99, "y" * 9999, "$\\frac{1}$", "]]>"]
             )
-        ],
+        ]
+        + [{"name": "d" * 50, "at": 0x2000_0000, "size": "4K", "enabled": False}],
     ),
 }
 
@@ -201,6 +202,24 @@ def test_picture_labels_lie_on_the_page_and_are_as_wide_as_their_text(memory_map
         if (element.text or "").isascii():
             wanted = len(element.text or "") * float(element.attrib["font-size"]) * 0.602
             assert float(element.attrib["textLength"]) == pytest.approx(wanted, abs=0.01)
+
+
+def test_picture_labels_stay_inside_their_boxes(memory_map: MemoryMap) -> None:
+    for group in draw_map(memory_map).groups:
+        boxes = [shape for shape in group.shapes if isinstance(shape, Box)]
+        for label in group.shapes:
+            if group.tip and boxes and isinstance(label, Label):
+                assert label.box.x >= boxes[0].x
+                assert label.box.x + label.box.width <= boxes[0].x + boxes[0].width
+                assert label.y <= max(box.y + box.height for box in boxes)
+
+
+def test_picture_of_many_rows_labels_the_largest_gaps() -> None:
+    memory_map = map_of(MAPS["500"])
+    (rows,) = (build_chart(space, memory_map).rows for space in memory_map.spaces[:1])
+    largest = sorted((row.size for row in rows if row.flat is None), reverse=True)[:10]
+    labels = {one.text for one in texts(parsed(memory_map))}
+    assert {size_text(size) for size in largest} <= labels
 
 
 def test_picture_has_the_shape_of_a_page(memory_map: MemoryMap) -> None:
