@@ -105,7 +105,7 @@ def _tell_io(
 def _gone_io(delta: ViewDiff) -> Iterator[tuple[MemoryRegionSection, _IoItem]]:
     """Yield the ioeventfds and queued ranges that go: section by section, ascending."""
     after = {id(old): new for old, new in delta.altered}
-    for section in _ascending((*delta.removed, *(old for old, _ in delta.altered))):
+    for section in _with_io((*delta.removed, *(old for old, _ in delta.altered))):
         new = after.get(id(section))
         yield from _without(section, section.eventfds_at(), () if new is None else new.eventfds_at())
         yield from _without(section, section.coalesced_ranges(), () if new is None else new.coalesced_ranges())
@@ -114,10 +114,14 @@ def _gone_io(delta: ViewDiff) -> Iterator[tuple[MemoryRegionSection, _IoItem]]:
 def _come_io(delta: ViewDiff) -> Iterator[tuple[MemoryRegionSection, _IoItem]]:
     """Yield the queued ranges and ioeventfds that come, in the same order."""
     before = {id(new): old for old, new in delta.altered}
-    for section in _ascending((*delta.added, *(new for _, new in delta.altered))):
+    for section in _with_io((*delta.added, *(new for _, new in delta.altered))):
         old = before.get(id(section))
         yield from _without(section, section.coalesced_ranges(), () if old is None else old.coalesced_ranges())
         yield from _without(section, section.eventfds_at(), () if old is None else old.eventfds_at())
+
+
+def _with_io(sections: Iterable[MemoryRegionSection]) -> list[MemoryRegionSection]:
+    return _ascending(section for section in sections if section.coalesced or section.eventfds)
 
 
 def _without(

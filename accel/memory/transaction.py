@@ -39,7 +39,7 @@ Atomic = Literal["address", "map"]
 
 
 class _Thread(threading.local):
-    """The VM whose transaction a thread is in, or was."""
+    """The VM whose transaction a thread is in, while it is in one."""
 
     transactions: Transactions | None = None
 
@@ -189,6 +189,7 @@ class Transactions:
                 self._depth -= 1
                 if self._depth == 0:
                     self._whole_map = False
+                    _thread.transactions = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import threading
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -704,6 +706,16 @@ def test_transaction_inside_one_of_another_vm_is_refused(stage, make_stage, what
         other.memory.add(ram("theirs"), 0)
     assert names(stage.memory) == [(0, "ours")]
     assert names(other.memory) == [(0, "theirs")]
+
+
+def test_transaction_that_is_over_keeps_nothing_of_its_vm_alive(make_stage) -> None:
+    stage = make_stage()
+    region = ram()
+    block = weakref.ref(region.block)
+    stage.memory.add(region, 0)
+    del stage, region
+    gc.collect()
+    assert block() is None
 
 
 def test_transaction_of_another_vm_on_another_thread_goes_on(stage, make_stage, spawn) -> None:
