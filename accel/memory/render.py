@@ -8,17 +8,18 @@ the window are looked at. Source: QEMU's memory API (docs/devel/memory.rst), the
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Collection
 
 from accel.address import ADDRESS_SPACE_SIZE, AddressRange
 from accel.errors import RegionError
 from accel.memory.flat_view import FlatView, MemoryRegionSection
 from accel.memory.region import MemoryRegion, RegionKind
-from accel.memory.splice import merged
+from accel.memory.splice import ViewDiff, merged, splice
 
 #: Levels of regions and aliases inside each other.
 MAX_DEPTH = 256
 #: Places at which regions show, each alias of a region counted anew: aliases of aliases multiply. To refuse a tree
-#: costs as much as to paint this many, a few seconds.
+#: costs at most as much as to paint this many twice, a few seconds.
 MAX_PLACEMENTS = 1 << 18
 
 
@@ -26,6 +27,33 @@ def render(root: MemoryRegion, window: AddressRange | None = None, log_mask: int
     """Return the flat view of `root`, placed at address 0, inside `window`; without one, all of it."""
     start, end = (0, ADDRESS_SPACE_SIZE) if window is None else (window.start, window.end)
     return FlatView(paint(root, start, end, log_mask))
+
+
+def follow(
+    view: FlatView, damage: Collection[tuple[int, int]], root: MemoryRegion, log_mask: int = 0
+) -> tuple[FlatView, ViewDiff]:
+    """Return the view of `root` that follows `view`, and the difference; see `splice` and `paint`.
+
+    Where one region reaches into many windows, they can cost more than everything: that is painted then.
+
+    Raises:
+        RegionError: As `paint`.
+    """
+    left = MAX_PLACEMENTS
+
+    def paint_some(start: int, end: int) -> list[MemoryRegionSection]:
+        nonlocal left
+        canvas = _Canvas(root, log_mask, left)
+        canvas.paint(root, 0, start, end, (False, False, False), 0)
+        left = canvas.left
+        return list(merged(canvas.sections))
+
+    try:
+        return splice(view, damage, paint_some)
+    except RegionError:
+        if len(damage) == 1:
+            raise
+        return splice(view, [(0, ADDRESS_SPACE_SIZE)], lambda start, end: paint(root, start, end, log_mask))
 
 
 def paint(root: MemoryRegion, start: int, end: int, log_mask: int = 0) -> list[MemoryRegionSection]:
@@ -43,20 +71,20 @@ def paint(root: MemoryRegion, start: int, end: int, log_mask: int = 0) -> list[M
     Raises:
         RegionError: The tree is deeper than `MAX_DEPTH`, or unfolds into more than `MAX_PLACEMENTS`.
     """
-    canvas = _Canvas(root, log_mask)
+    canvas = _Canvas(root, log_mask, MAX_PLACEMENTS)
     canvas.paint(root, 0, start, end, (False, False, False), 0)
     return list(merged(canvas.sections))
 
 
 class _Canvas:
-    """Sections found so far, ascending; what is painted first stays."""
+    """Sections found so far, ascending; what is painted first stays. `left` is how many places may still come."""
 
-    def __init__(self, root: MemoryRegion, log_mask: int) -> None:
+    def __init__(self, root: MemoryRegion, log_mask: int, left: int) -> None:
         self.sections: list[MemoryRegionSection] = []
+        self.left = left
         self._starts: list[int] = []
         self._root = root
         self._log_mask = log_mask
-        self._left = MAX_PLACEMENTS
 
     def paint(
         self, region: MemoryRegion, base: int, start: int, end: int, flags: tuple[bool, bool, bool], depth: int
@@ -74,8 +102,8 @@ class _Canvas:
         start, end = max(start, base), min(end, base + region.size)
         if not region.enabled or start >= end or self._covers(start, end):
             return
-        self._left -= 1
-        if self._left < 0:
+        self.left -= 1
+        if self.left < 0:
             raise RegionError(
                 self._root.name, f"unfolds into more than {MAX_PLACEMENTS} places; let fewer aliases show each other"
             )

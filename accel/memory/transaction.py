@@ -29,8 +29,8 @@ from accel.memory.listener import MemoryListener, rising
 from accel.memory.pins import Pins
 from accel.memory.record import SpaceChange
 from accel.memory.region import MemoryRegion
-from accel.memory.render import paint
-from accel.memory.splice import diff, splice
+from accel.memory.render import follow
+from accel.memory.splice import diff
 
 if TYPE_CHECKING:
     from accel.memory.address_space import AddressSpace
@@ -301,7 +301,7 @@ class Transactions:
         for space in self.spaces:
             windows = self._damage.windows(space.root)
             if windows:
-                new, delta = splice(space.view, windows, partial(paint, space.root, log_mask=self.log_mask))
+                new, delta = follow(space.view, windows, space.root, self.log_mask)
                 if delta:
                     changes.append(SpaceChange(space, new, delta, space.listeners))
         return changes

@@ -16,6 +16,7 @@ from accel.memory import render as rendering
 from accel.memory.dirty import DirtyClient
 from accel.memory.flat_view import FlatView
 from accel.memory.region import MemoryRegion
+from accel.memory.region_tree import RegionNode
 from accel.memory.render import MAX_DEPTH, render
 
 TOP = ADDRESS_SPACE_SIZE
@@ -397,3 +398,34 @@ def test_render_of_a_loop_that_slipped_in_is_refused_too() -> None:
     alias.target = outer
     with pytest.raises(RegionError, match="levels deep"):
         render(outer)
+
+
+def test_render_of_many_windows_costs_no_more_than_everything(stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holes that reach everywhere are looked at again for each window, so that windows alone would bound nothing."""
+    empty = MemoryRegion.container("empty")
+    small = [MemoryRegion.mmio(f"m{number}", 0x10) for number in range(60)]
+    with stage.transaction():
+        for number, one in enumerate(small):
+            stage.memory.add(one, number * 0x100)
+        for number in range(100):
+            stage.memory.add(MemoryRegion.alias(f"hole{number}", empty), 0, priority=1)
+    monkeypatch.setattr(rendering, "MAX_PLACEMENTS", 1000)
+    looked = []
+    monkeypatch.setattr(
+        MemoryRegion, "children_in", lambda one, *window: looked.append(one) or RegionNode.children_in(one, *window)
+    )
+    with stage.transaction():
+        for one in small:
+            one.move(one.offset + 8)
+    assert [one.range.start for one in stage.memory.view] == [number * 0x100 + 8 for number in range(60)]
+    assert looked.count(stage.memory.root) > 2, "windows were tried"
+    assert len(looked) < 2 * 1000
+    stage.memory.add(MemoryRegion.mmio("one more", 0x10), 0x50000)
+    monkeypatch.setattr(rendering, "MAX_PLACEMENTS", 100)
+    view = stage.memory.view
+    with pytest.raises(RegionError, match="unfolds into more than 100 places"), stage.transaction():
+        for one in small:
+            one.move(one.offset + 8)
+    assert stage.memory.view is view
+    monkeypatch.undo()
+    stage.check()
