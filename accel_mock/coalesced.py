@@ -1,7 +1,7 @@
-"""Coalesced port writes: queued in a ring instead of leaving the guest for each, as KVM_CAP_COALESCED_PIO does.
+"""Coalesced writes: queued in a ring instead of leaving the guest for each, as KVM_REGISTER_COALESCED_MMIO does.
 
-The ring is shared by all vCPUs of a VM. vCPUs move `last`, the reader moves `first`, and one place stays empty,
-so that equal indices mean an empty ring.
+The ring is shared by all vCPUs of a VM, for memory and ports. vCPUs move `last`, the reader moves `first`, and one
+place stays empty, so that equal indices mean an empty ring.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ _EMPTY: _Entry = (0, 1, True, b"")
 
 
 class MockCoalescedRing:
-    """The ring and the ports that use it; see `accel.backend.CoalescedRing`.
+    """The ring and the zones that use it; see `accel.backend.CoalescedRing`.
 
     Attributes:
         indices: `first` and `last`; each has one writer at a time.
-        zones: Ports whose writes are queued; immutable, replaced under the big lock.
+        zones: The ranges whose writes are queued, of the ports (True) and of the memory (False). Each set is
+            immutable and replaced under the big lock.
     """
 
     def __init__(self) -> None:
         self.indices = memoryview(array("I", (0, 0)))
-        self.zones: tuple[AddressRange, ...] = ()
+        self.zones: dict[bool, frozenset[AddressRange]] = {True: frozenset(), False: frozenset()}
         # Guarded by _lock, which vCPUs take one at a time to add an entry; a leaf.
         self._entries = [_EMPTY] * RING_SIZE
         self._lock = threading.Lock()
 
-    def push(self, port: int, data: bytes) -> bool:
-        """Queue a write; return False where its ports are not coalesced or the ring is full. Any vCPU."""
-        end = port + len(data)
-        if not any(zone.start <= port and end <= zone.end for zone in self.zones):
+    def push(self, address: int, data: bytes, *, is_port: bool) -> bool:
+        """Queue a write; return False where it is not inside one zone or the ring is full. Any vCPU."""
+        end = address + len(data)
+        if not any(zone.start <= address and end <= zone.end for zone in self.zones[is_port]):
             return False
         with self._lock:
             first, last = self.indices
             following = (last + 1) % RING_SIZE
             if following == first:
                 return False
-            self._entries[last] = (port, len(data), True, data)
+            self._entries[last] = (address, len(data), is_port, data)
             self.indices[1] = following
             return True
 
@@ -62,42 +63,51 @@ class MockCoalescedRing:
 
 
 class _ZonesUpdate(Update):
-    """Replaces the coalesced ports. Needs no hold: no mapping changes."""
+    """Replaces the zones of one space. Needs no hold: a write beside them exits, and the view says what it does."""
 
-    def __init__(self, ring: MockCoalescedRing, zones: tuple[AddressRange, ...]) -> None:
-        self._ring = ring
-        self._before = ring.zones
+    def __init__(self, ring: MockCoalescedRing, is_port: bool, zones: frozenset[AddressRange]) -> None:
+        self._zones = ring.zones
+        self._is_port = is_port
+        self._before = ring.zones[is_port]
         self._after = zones
 
     def apply(self) -> None:
-        self._ring.zones = self._after
+        self._zones[self._is_port] = self._after
 
     def undo(self) -> None:
-        self._ring.zones = self._before
+        self._zones[self._is_port] = self._before
 
 
 class MockIoListener(MemoryListener):
-    """Keeps the ring's ports. State is guarded by the big lock."""
+    """Keeps the zones of one space. State is guarded by the big lock.
+
+    Args:
+        ring: The VM's.
+        is_port: Whether the space is the ports; otherwise the memory.
+    """
 
     name = "mock-io"
     priority = PRIORITY_ACCEL
 
-    def __init__(self, ring: MockCoalescedRing) -> None:
+    def __init__(self, ring: MockCoalescedRing, *, is_port: bool) -> None:
         self._ring = ring
-        self._zones = ring.zones
+        self._is_port = is_port
+        self._zones = ring.zones[is_port]
 
     def begin(self) -> None:
         """Start from what is in force."""
-        self._zones = self._ring.zones
+        self._zones = self._ring.zones[self._is_port]
 
     def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
-        """Note ports whose writes are no longer queued."""
-        self._zones = tuple(zone for zone in self._zones if zone != window)
+        """Note a range whose writes are no longer queued."""
+        self._zones -= {window}
 
     def coalesced_io_add(self, section: MemoryRegionSection, window: AddressRange) -> None:
-        """Note ports whose writes are queued from now on."""
-        self._zones = (*self._zones, window)
+        """Note a range whose writes are queued from now on."""
+        self._zones |= {window}
 
     def prepare(self) -> Update | None:
         """Return the change to make, if there is one."""
-        return _ZonesUpdate(self._ring, self._zones) if self._zones != self._ring.zones else None
+        if self._zones == self._ring.zones[self._is_port]:
+            return None
+        return _ZonesUpdate(self._ring, self._is_port, self._zones)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from accel.backend import Capability
 
-CAPABILITIES = frozenset({Capability.READONLY_MEMORY, Capability.COALESCED_PIO})
+#: Doorbells are not among them: such writes exit, and the core rings.
+CAPABILITIES = frozenset(
+    {
+        Capability.READONLY_MEMORY,
+        Capability.DIRTY_LOG,
+        Capability.COALESCED_PIO,
+        Capability.COALESCED_MMIO,
+    }
+)
 #: As many slots as KVM on x86 has.
 SLOT_COUNT = 32764
 MAX_VCPUS = 64

@@ -1,7 +1,7 @@
-"""The memory listener that turns a change of the memory map into the mock's slot calls.
+"""The memory listener that turns a change of the memory map into the mock's slot calls, and brings in written pages.
 
 Sections are noted while the transaction tells them, planned by the core's `plan_slots` in `prepare`, and carried
-out by `SlotUpdate` under the slots lock, held where a deleted range is added back.
+out by `SlotUpdate` under the slots lock, held where a deleted range is added back or a dirty log goes.
 """
 
 from __future__ import annotations
@@ -12,35 +12,51 @@ from accel.address import PAGE_SIZE
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
-from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotUpdate, plan_slots, section_slots
+from accel.memory.listener import Update
+from accel.memory.slot_plan import (
+    Policy,
+    Slot,
+    SlotNumbers,
+    SlotPlan,
+    SlotUpdate,
+    plan_slots,
+    section_slots,
+    section_toggles,
+)
+from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.slots import MemSlots, slot_error
 
 
-class MockMemoryListener(MemoryListener):
+class MockMemoryListener(MockIoListener):
     """Maps RAM and ROM into one VM. All state is guarded by the big lock, the slot numbers by `slots_lock` too.
 
     Args:
         memslots: The VM's slots.
+        ring: The VM's ring of coalesced writes.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
     """
 
     name = "mock-memory"
-    priority = PRIORITY_ACCEL
 
-    def __init__(self, memslots: MemSlots, policy: Policy) -> None:
+    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, policy: Policy) -> None:
+        super().__init__(ring, is_port=False)
         self._memslots = memslots
         self._policy = policy
         self._slots_lock = Lock(SLOTS_LOCK)
         self._deletes: list[MemoryRegionSection] = []
         self._adds: list[MemoryRegionSection] = []
+        # Sections that stay with another log mask.
+        self._logs: list[MemoryRegionSection] = []
         self._numbers = SlotNumbers()
         # Guest-physical address of a slot → its number.
         self._number_at: dict[int, int] = {}
 
+    # what the transaction tells
+
     def begin(self) -> None:
         """Start with empty lists."""
-        self._deletes, self._adds = [], []
+        super().begin()
+        self._deletes, self._adds, self._logs = [], [], []
 
     def region_del(self, section: MemoryRegionSection) -> None:
         """Note a section that goes."""
@@ -51,6 +67,14 @@ class MockMemoryListener(MemoryListener):
         """Note a section that comes."""
         if section.is_ram:
             self._adds.append(section)
+
+    def log_start(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """Note a section that stays, whether or not it logs already."""
+        self._logs.append(section)
+
+    def log_stop(self, section: MemoryRegionSection, old: int, new: int) -> None:
+        """Note a section that stays, whether or not it logs on."""
+        self._logs.append(section)
 
     def commit(self) -> None:
         """Let go of the sections."""
@@ -66,17 +90,48 @@ class MockMemoryListener(MemoryListener):
         Raises:
             MemorySlotError: There would be more slots than the VM can have.
         """
+        zones, plan = super().prepare(), self._plan()
+        if not plan:
+            return zones
+        slots = SlotUpdate(
+            plan,
+            self._create,
+            self._delete,
+            self._present,
+            self._slots_lock,
+            toggle=self._toggle,
+            collect=self._collect,
+        )
+        return slots if zones is None else _Both(zones, slots)
+
+    # dirty pages
+
+    def log_sync(self, section: MemoryRegionSection) -> None:
+        """Merge the pages of `section` that the guest wrote into its log; vCPUs may run.
+
+        There is nothing to clear when the log is collected: the slot handed its notes out.
+        """
+        for one in self._memslots.table.overlapping(section.range):
+            if one.slot.log is not None:
+                self._collect(one.slot)
+
+    # inside
+
+    def _plan(self) -> SlotPlan:
         table = self._memslots.table
         # Told upward by address, and the planner wants both lists ascending.
         present = [one.slot for gone in self._deletes for one in table.overlapping(gone.range)]
         wanted = [slot for section in self._adds for slot in section_slots(section, PAGE_SIZE)]
-        plan = plan_slots(present, wanted, self._policy)
-        if not plan.deletes and not plan.creates:
-            return None
+        toggles = [
+            toggle
+            for section in self._logs
+            for toggle in section_toggles((one.slot for one in table.overlapping(section.range)), section)
+        ]
+        plan = plan_slots(present, wanted, self._policy, toggles)
         total = len(table.slots) - len(plan.deletes) + len(plan.creates)
         if total > self._memslots.slot_count:
             raise slot_error(errno.ENOSPC, total - 1, plan.creates[-1])
-        return SlotUpdate(plan, self._create, self._delete, self._present, self._slots_lock)
+        return plan
 
     def _present(self) -> list[Slot]:
         return [one.slot for one in self._memslots.table.slots]
@@ -95,3 +150,28 @@ class MockMemoryListener(MemoryListener):
         self._memslots.delete(number, slot)
         del self._number_at[slot.gpa]
         self._numbers.give_back(number)
+
+    def _toggle(self, old: Slot, new: Slot) -> None:
+        self._memslots.toggle(self._number_at[old.gpa], new)
+
+    def _collect(self, slot: Slot) -> None:
+        assert slot.log is not None
+        slot.log.merge(slot.offset, self._memslots.take_dirty(self._number_at[slot.gpa], slot), PAGE_SIZE)
+
+
+class _Both(Update):
+    """The zones, then the slots; undone in reverse, which is nothing for what was not applied."""
+
+    def __init__(self, zones: Update, slots: Update) -> None:
+        self.needs_hold = slots.needs_hold
+        self.lock = slots.lock
+        self._zones = zones
+        self._slots = slots
+
+    def apply(self) -> None:
+        self._zones.apply()
+        self._slots.apply()
+
+    def undo(self) -> None:
+        self._slots.undo()
+        self._zones.undo()

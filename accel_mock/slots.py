@@ -6,12 +6,16 @@ new table for a few operations: as on KVM, where the call waits for readers of t
 TLBs, nothing uses a deleted mapping once its delete has returned.
 
 Rules are those of KVM_SET_USER_MEMORY_REGION (KVM api.rst): numbers below a limit, whole pages, no overlap
-(EEXIST); a slot is deleted before its number is used again (EINVAL).
+(EEXIST); a slot is deleted before its number is used again (EINVAL), and whether it logs is all that changes in place.
 
-Locks, both private to this module and taken last: `_call` makes slot calls one after the other; `_changed`
-guards the table's replacement and who is inside. A slot call waits for vCPUs with neither any lock that a
-running vCPU takes nor the GIL, and a vCPU reaches its next operation without waiting for anybody, so the wait
-ends.
+A slot that logs has a `PageLog`. A write and its note are one step to whoever takes the log, so no written page is
+missing from both this log and the next. But taking the log and then deleting the slot are two steps: what a vCPU
+writes between them is lost, as on KVM, unless it is held.
+
+Locks, all taken last: `_call` makes slot calls one after the other; `_changed` guards the table's replacement and who
+is inside; the VM's bus makes each write of a vCPU, with its note, one step. A slot call waits for vCPUs with neither
+any lock that a running vCPU takes nor the GIL, and a vCPU reaches its next operation without waiting for anybody, so
+the wait ends.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field, frozen
 
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE, AddressRange
-from accel.errors import MemorySlotError
+from accel.errors import BackendError, MemorySlotError
 from accel.memory.slot_plan import Slot
+from accel_mock.page_log import PageLog
 
 if TYPE_CHECKING:
     from accel_mock.vcpu import MockVcpu
@@ -35,17 +40,29 @@ if TYPE_CHECKING:
 #: a vCPU that works with a new table, and a slot call that did not wait for any.
 _HANDOVER_SECONDS = 20e-6
 
-#: A byte of guest memory: the slot's bytes, and the index in them.
-Place = tuple[memoryview, int]
+#: As KVM numbers them, for messages.
+_LOG_DIRTY_PAGES = 1
+_READONLY = 2
+
+#: A byte of guest memory: the slot's bytes, the index in them, and where a write to it is noted.
+Place = tuple[memoryview, int, PageLog | None]
 
 
 @frozen
 class MemSlot:
-    """A slot under its number, with the bytes it maps; holding it keeps them mapped."""
+    """A slot under its number, with the bytes it maps; holding it keeps them mapped.
+
+    Attributes:
+        number: Its number.
+        slot: What it maps, and whether it logs.
+        bytes: The bytes.
+        log: The pages that were written, if it logs.
+    """
 
     number: int
     slot: Slot
     bytes: memoryview = field(repr=False, eq=False)
+    log: PageLog | None = field(repr=False, eq=False)
 
 
 @define(eq=False)
@@ -90,7 +107,7 @@ class SlotTable:
             offset = address - one.slot.gpa
             if offset >= one.slot.size or (writing and one.slot.readonly):
                 return None
-            found = memo[address] = (one.bytes, offset)
+            found = memo[address] = (one.bytes, offset, one.log)
         return found
 
 
@@ -99,14 +116,18 @@ class MemSlots:
 
     Args:
         slot_count: Numbers go from 0 up to but not including this.
+        bus: Held by vCPUs around each write and its note.
         latency: Seconds that each slot call takes beyond its work, while vCPUs run on.
 
     Attributes:
+        slot_count: As given.
+        bus: As given.
         table: The table in force; immutable, replaced under `_changed`, read without.
     """
 
-    def __init__(self, slot_count: int, latency: float = 0.0) -> None:
+    def __init__(self, slot_count: int, bus: threading.Lock, latency: float = 0.0) -> None:
         self.slot_count = slot_count
+        self.bus = bus
         self.table = SlotTable()
         self._latency = latency
         self._call = threading.Lock()
@@ -127,10 +148,20 @@ class MemSlots:
         """
         with self._call:
             self._check(number, slot)
-            offset = slot.hva - slot.block.address
-            mapped = MemSlot(number, slot, slot.block.view[offset : offset + slot.size])
-            slots = sorted((*self.table.slots, mapped), key=lambda one: one.slot.gpa)
+            slots = sorted((*self.table.slots, _mapped(number, slot)), key=lambda one: one.slot.gpa)
             self._replace(SlotTable(tuple(slots)))
+
+    def toggle(self, number: int, slot: Slot) -> None:
+        """Let what `number` maps log, from no page on, or log no more, whichever `slot` says; vCPUs run on.
+
+        Raises:
+            MemorySlotError: EINVAL where it maps something else.
+        """
+        with self._call:
+            old = self._find(number)
+            if old is None or old.slot.with_log(slot.log) != slot:
+                raise slot_error(errno.EINVAL, number, slot)
+            self._replace(SlotTable(tuple(_mapped(number, slot) if one is old else one for one in self.table.slots)))
 
     def delete(self, number: int, slot: Slot) -> None:
         """Unmap what `number` maps; `slot` is for the message.
@@ -139,22 +170,41 @@ class MemSlots:
             MemorySlotError: EINVAL where it maps nothing.
         """
         with self._call:
-            left = tuple(one for one in self.table.slots if one.number != number)
-            if len(left) == len(self.table.slots):
+            old = self._find(number)
+            if old is None:
                 raise slot_error(errno.EINVAL, number, evolve(slot, size=0))
-            self._replace(SlotTable(left))
+            self._replace(SlotTable(tuple(one for one in self.table.slots if one is not old)))
+
+    def take_dirty(self, number: int, slot: Slot) -> bytearray:
+        """Return the bitmap of pages of what `number` maps that were written since the last time.
+
+        It is `PageLog.take`'s; `slot` is for the message.
+
+        Raises:
+            BackendError: ENOENT where it does not log.
+        """
+        with self._call:
+            found = self._find(number)
+            if found is None or found.log is None:
+                raise BackendError("mock dirty-log call", errno.ENOENT, f"slot {number}, {slot}")
+            with self.bus:
+                taken = found.log.take()
+            self._give_way()
+            return taken
 
     def clear(self) -> None:
         """Let go of all slots and the memory behind them."""
         with self._call:
             self._replace(SlotTable())
 
+    def _find(self, number: int) -> MemSlot | None:
+        return next((one for one in self.table.slots if one.number == number), None)
+
     def _check(self, number: int, slot: Slot) -> None:
         in_block = 0 <= slot.hva - slot.block.address <= slot.block.max_size - slot.size
         aligned = not (slot.gpa % PAGE_SIZE or slot.size % PAGE_SIZE or slot.hva % PAGE_SIZE)
         fits = slot.size > 0 and slot.gpa + slot.size <= ADDRESS_SPACE_SIZE
-        taken = any(one.number == number for one in self.table.slots)
-        if taken or not (0 <= number < self.slot_count and aligned and fits and in_block):
+        if self._find(number) is not None or not (0 <= number < self.slot_count and aligned and fits and in_block):
             raise slot_error(errno.EINVAL, number, slot)
         if self.table.overlapping(slot.range):
             raise slot_error(errno.EEXIST, number, slot)
@@ -169,9 +219,12 @@ class MemSlots:
             self._changed.wait_for(lambda: all(used is table for used in self._inside.values()))
             self._awaited = False
         if self._latency or not waited:
-            # A system call gives up the GIL too: without it, a thread that makes one slot call after the
-            # other would keep the vCPUs that are outside from coming in.
-            time.sleep(self._latency or _HANDOVER_SECONDS)
+            self._give_way()
+
+    def _give_way(self) -> None:
+        # A system call gives up the GIL too: without it, a thread that makes one slot call after the other would keep
+        # the vCPUs that are outside from coming in.
+        time.sleep(self._latency or _HANDOVER_SECONDS)
 
     # vCPUs
 
@@ -203,6 +256,12 @@ class MemSlots:
 NO_SLOTS = SlotTable()
 
 
+def _mapped(number: int, slot: Slot) -> MemSlot:
+    offset = slot.hva - slot.block.address
+    log = None if slot.log is None else PageLog(slot.size)
+    return MemSlot(number, slot, slot.block.view[offset : offset + slot.size], log)
+
+
 def slot_error(number: int, index: int, slot: Slot) -> MemorySlotError:
     """Return the error of a slot call: errno `number` for slot `index`."""
     return MemorySlotError(
@@ -212,5 +271,5 @@ def slot_error(number: int, index: int, slot: Slot) -> MemorySlotError:
         gpa=slot.gpa,
         hva=slot.hva,
         size=slot.size,
-        flags=int(slot.readonly),
+        flags=(_READONLY if slot.readonly else 0) | (_LOG_DIRTY_PAGES if slot.log is not None else 0),
     )

@@ -118,7 +118,8 @@ def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
         found = vcpu.table.readable.get(address) or vcpu.table.place_to_read(address)
         if found is None:
             return vcpu.start_access(access(), place)
-        if expect is not None and unpack(*found)[0] != expect:
+        memory, offset, _ = found
+        if expect is not None and unpack(memory, offset)[0] != expect:
             vcpu.errors += 1
         return after
 
@@ -134,8 +135,11 @@ def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
         found = vcpu.table.writable.get(address) or vcpu.table.place_to_write(address)
         if found is None:
             return vcpu.start_access(_write(vcpu, parts, value), place)
+        memory, offset, log = found
         with bus:
-            pack(*found, value)
+            pack(memory, offset, value)
+            if log is not None:
+                log.note(offset)
         return after
 
     return step if len(parts) == 1 else lambda: vcpu.start_access(_write(vcpu, parts, value), place)
@@ -155,8 +159,11 @@ def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
         found = vcpu.table.writable.get(address) or vcpu.table.place_to_write(address)
         if found is None:
             return vcpu.start_access(access(), place)
+        memory, offset, log = found
         with bus:
-            pack(*found, unpack(*found)[0] + value & mask)
+            pack(memory, offset, unpack(memory, offset)[0] + value & mask)
+            if log is not None:
+                log.note(offset)
         return after
 
     return step
@@ -194,7 +201,7 @@ def _read(vcpu: MockVcpu, parts: list[tuple[int, int]]) -> Generator[int, None, 
             yield _MMIO
             part = vcpu.record[1] & (1 << 8 * size) - 1
         else:
-            memory, offset = found
+            memory, offset, _ = found
             part = int.from_bytes(memory[offset : offset + size], "little")
         value |= part << shift
         shift += 8 * size
@@ -205,14 +212,17 @@ def _write(vcpu: MockVcpu, parts: list[tuple[int, int]], value: int) -> Generato
     for address, size in parts:
         part = value & (1 << 8 * size) - 1
         value >>= 8 * size
+        data = part.to_bytes(size, "little")
         found = vcpu.table.place_to_write(address)
-        if found is None:
+        if found is not None:
+            memory, offset, log = found
+            with vcpu.bus:
+                memory[offset : offset + size] = data
+                if log is not None:
+                    log.note(offset)
+        elif not vcpu.ring.push(address, data, is_port=False):
             vcpu.record[0], vcpu.record[1], vcpu.record[2] = address, part, size | 1 << 32
             yield _MMIO
-        else:
-            memory, offset = found
-            with vcpu.bus:
-                memory[offset : offset + size] = part.to_bytes(size, "little")
 
 
 # ports
@@ -248,7 +258,7 @@ def _out(vcpu: MockVcpu, place: int, op: Out) -> Step:
 
     def access() -> Generator[int, None, None]:
         written = data()
-        if not vcpu.ring.push(port, written):
+        if not vcpu.ring.push(port, written, is_port=True):
             vcpu.record[0] = word
             vcpu.io_data[:size] = written
             yield _IO

@@ -7,7 +7,6 @@ at the next `run`, before the guest goes on, and a kick is looked at after that.
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable, Iterator
 
@@ -32,19 +31,19 @@ class MockVcpu(VcpuBackend):
     Attributes:
         table: The slots that it works with.
         attention: Set by any thread to have the vCPU look for kicks and new slots before its next operation.
-        ring: Where coalesced port writes go.
-        bus: Makes stores and read-modify-writes atomic against those of other vCPUs.
+        ring: Where coalesced writes go.
+        bus: Makes each write to memory, with its note, one step to other vCPUs and to whoever takes a log.
         errors: The program's error count.
         counters: What is left of each loop around the operation, outermost first.
     """
 
-    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, bus: threading.Lock) -> None:
+    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing) -> None:
         self.record = memoryview(array("Q", (0, 0, 0, 0)))
         self.io_data = memoryview(bytearray(8))
         self.table = NO_SLOTS
         self.attention = False
         self.ring = ring
-        self.bus = bus
+        self.bus = memslots.bus
         self.errors = 0
         self.counters: list[int] = []
         self._memslots = memslots

@@ -31,26 +31,27 @@ class MockVm(VmBackend):
             raise CapabilityError("the mock has no interrupt controller and no timer; create the VM without")
         options = config.options
         self._policy = cast(Policy, options.get("plan", "least"))
+        # Makes writes of all vCPUs atomic against each other and against taking a dirty log; a leaf.
+        self._bus = threading.Lock()
         self._memslots = MemSlots(
             cast(int, options.get("slot_count", SLOT_COUNT)),
+            self._bus,
             cast(int, options.get("slot_latency_us", 0)) / 1e6,
         )
         self._ring = MockCoalescedRing()
         self.ring: CoalescedRing | None = self._ring
-        # Makes stores and read-modify-writes of all vCPUs atomic against each other; a leaf.
-        self._bus = threading.Lock()
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU without a program."""
-        return MockVcpu(self._memslots, self._ring, self._bus)
+        return MockVcpu(self._memslots, self._ring)
 
     def memory_listener(self) -> MemoryListener:
-        """Return the listener that keeps the slots."""
-        return MockMemoryListener(self._memslots, self._policy)
+        """Return the listener that keeps the slots, and the coalesced parts of the memory."""
+        return MockMemoryListener(self._memslots, self._ring, self._policy)
 
     def io_listener(self) -> MemoryListener | None:
         """Return the listener that keeps the coalesced ports."""
-        return MockIoListener(self._ring)
+        return MockIoListener(self._ring, is_port=True)
 
     def host(self) -> str:
         """Return what it runs on."""

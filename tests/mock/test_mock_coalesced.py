@@ -121,5 +121,6 @@ def test_mock_coalesced_refused_change_keeps_the_ports_as_they_were(
 
     with pytest.raises(MemorySlotError):
         change()
+    vm.io.add(MemoryRegion.mmio("other", 1), at=PORT + 0x100)  # a change that is made, and tells of no zone
     vcpu.load_program(GuestProgram((Out(PORT, 1),)))
     assert vcpu.run() == Halt()

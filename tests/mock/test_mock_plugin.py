@@ -19,7 +19,12 @@ def test_mock_plugin_registers_an_accelerator_that_is_always_there() -> None:
     assert [(one.name, one.executes) for one in found] == [("mock", {"program"})]
     available = found[0].probe()
     assert available.ok
-    assert available.capabilities == {Capability.READONLY_MEMORY, Capability.COALESCED_PIO}
+    assert available.capabilities == {
+        Capability.READONLY_MEMORY,
+        Capability.DIRTY_LOG,
+        Capability.COALESCED_PIO,
+        Capability.COALESCED_MMIO,
+    }
 
 
 def test_mock_plugin_is_found_by_its_entry_point() -> None:

@@ -165,8 +165,8 @@ def test_mock_race_slot_latency_leaves_vcpus_in_the_gap() -> None:
     """While one slot call takes its time, a vCPU exits again and again; without latency there is no such time."""
     block = RamBlock("block", 0x1000)
     slot = Slot(0, 0x1000, block.address, False, block)
-    memslots = MemSlots(1, latency=0.5)
-    vcpu = MockVcpu(memslots, MockCoalescedRing(), threading.Lock())
+    memslots = MemSlots(1, threading.Lock(), latency=0.5)
+    vcpu = MockVcpu(memslots, MockCoalescedRing())
     vcpu.load_program(GuestProgram((Loop((Load(0),), None),)))
     exits: list[int] = []
 

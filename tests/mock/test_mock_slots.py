@@ -1,4 +1,4 @@
-"""The mock's slots: their rules, the table's lookup, and that a slot call waits for running vCPUs."""
+"""The mock's slots: their rules and logs, the table's lookup, and that a slot call waits for running vCPUs."""
 
 import errno
 import threading
@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.address import AddressRange
-from accel.errors import MemorySlotError
+from accel.errors import BackendError, MemorySlotError
 from accel.exits import ExitKind
+from accel.memory.dirty import DirtyLog
 from accel.memory.ram_block import RamBlock
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load, Loop, Out
 from accel_mock.coalesced import MockCoalescedRing
+from accel_mock.page_log import PageLog
 from accel_mock.slots import MemSlots
 from accel_mock.vcpu import MockVcpu
 
 PAGE = 0x1000
+BASE = 0x20_0000
 BLOCK = RamBlock("block", 64 * PAGE)
 
 
@@ -26,8 +29,12 @@ def _slot(gpa: int, pages: int = 1, *, at: int = 0, readonly: bool = False) -> S
     return Slot(gpa, pages * PAGE, BLOCK.address + at * PAGE, readonly, BLOCK)
 
 
+def _memslots(count: int) -> MemSlots:
+    return MemSlots(count, threading.Lock())
+
+
 def _vcpu(memslots: MemSlots) -> MockVcpu:
-    return MockVcpu(memslots, MockCoalescedRing(), threading.Lock())
+    return MockVcpu(memslots, MockCoalescedRing())
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,7 @@ def _vcpu(memslots: MemSlots) -> MockVcpu:
     ],
 )
 def test_mock_slots_create_that_breaks_a_rule_is_refused(number: int, slot: Slot, code: int) -> None:
-    memslots = MemSlots(4)
+    memslots = _memslots(4)
     memslots.create(0, _slot(0x2000, 2))
     before = memslots.table
     with pytest.raises(MemorySlotError) as caught:
@@ -60,14 +67,14 @@ def test_mock_slots_create_that_breaks_a_rule_is_refused(number: int, slot: Slot
 
 
 def test_mock_slots_neighbours_and_the_last_page_of_all_are_no_overlap() -> None:
-    memslots = MemSlots(4)
+    memslots = _memslots(4)
     for number, gpa in enumerate((0x2000, 0x1000, 0x3000, (1 << 64) - PAGE)):
         memslots.create(number, _slot(gpa))
     assert [one.number for one in memslots.table.slots] == [1, 0, 2, 3]
 
 
 def test_mock_slots_delete_frees_range_and_number_and_wants_a_slot() -> None:
-    memslots = MemSlots(1)
+    memslots = _memslots(1)
     memslots.create(0, _slot(0x2000))
     memslots.delete(0, _slot(0x2000))
     with pytest.raises(MemorySlotError) as caught:
@@ -81,7 +88,7 @@ def test_mock_slots_table_agrees_with_a_page_by_page_model(
     calls: list[tuple[int, int, bool, bool]],
 ) -> None:
     """Random calls against a dict of pages; the slot's number is its first page."""
-    memslots = MemSlots(16)
+    memslots = _memslots(16)
     pages: dict[int, tuple[int, bool]] = {}  # page → (slot number, readonly)
     for page, count, readonly, create in calls:
         span = range(page, page + count)
@@ -116,15 +123,15 @@ def test_mock_slots_table_agrees_with_a_page_by_page_model(
 
 
 def test_mock_slots_place_is_the_byte_of_the_block() -> None:
-    memslots = MemSlots(1)
+    memslots = _memslots(1)
     memslots.create(0, _slot(0x8000, 2, at=3))
     BLOCK.view[4 * PAGE + 5] = 0x77
-    memory, offset = memslots.table.place_to_read(0x9005) or (b"", 0)
+    memory, offset, _ = memslots.table.place_to_read(0x9005) or (b"", 0, None)
     assert memory[offset] == 0x77
 
 
 def test_mock_slots_hold_their_memory_until_they_are_cleared() -> None:
-    memslots = MemSlots(1)
+    memslots = _memslots(1)
     block = RamBlock("short", PAGE)
     memslots.create(0, Slot(0, PAGE, block.address, False, block))
     vcpu = _vcpu(memslots)
@@ -140,7 +147,7 @@ def test_mock_slots_hold_their_memory_until_they_are_cleared() -> None:
 
 def test_mock_slots_call_returns_when_running_vcpus_have_the_new_table() -> None:
     """Each deletion shows as at least one exit, and nothing reads a slot once its delete has returned."""
-    memslots = MemSlots(1)
+    memslots = _memslots(1)
     memslots.create(0, _slot(0))
     vcpu = _vcpu(memslots)
     vcpu.load_program(GuestProgram((Out(0x80, 1), Loop((Load(0),) * 8, None))))
@@ -169,9 +176,78 @@ def test_mock_slots_call_returns_when_running_vcpus_have_the_new_table() -> None
 
 
 def test_mock_slots_call_does_not_wait_for_a_vcpu_that_is_outside() -> None:
-    memslots = MemSlots(1)
+    memslots = _memslots(1)
     vcpu = _vcpu(memslots)
     vcpu.load_program(GuestProgram((Load(0),)))
     assert vcpu.run() == ExitKind.MMIO
     memslots.create(0, _slot(0))
     assert vcpu.run() == ExitKind.HALT
+
+
+# logs
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 40 * PAGE - 1), max_size=12))
+def test_page_log_has_the_pages_of_the_bytes_once(count: int, offsets: list[int]) -> None:
+    log = PageLog(count * PAGE)
+    inside = [offset for offset in offsets if offset < count * PAGE]
+    for offset in inside:
+        log.note(offset)
+    taken = log.take()
+    assert len(taken) == (count + 7) // 8
+    assert {page for page in range(8 * len(taken)) if taken[page // 8] & 1 << page % 8} == {
+        offset // PAGE for offset in inside
+    }
+    assert log.take() == bytes(len(taken))
+
+
+@pytest.fixture
+def toggled() -> tuple[MemSlots, Slot, Slot]:
+    """Slot 0 of a VM, which does not log; then that slot, and the same one logging."""
+    memslots, plain = _memslots(2), _slot(BASE, 9)
+    memslots.create(0, plain)
+    return memslots, plain, plain.with_log(DirtyLog(BLOCK.max_size))
+
+
+def test_mock_slots_toggle_leaves_the_slot_where_it_is_and_begins_with_no_page(
+    toggled: tuple[MemSlots, Slot, Slot],
+) -> None:
+    memslots, plain, logged = toggled
+    assert memslots.table.place_to_write(BASE + 5)[1:] == (5, None)
+    for _ in range(2):
+        memslots.toggle(0, logged)
+        _, offset, log = memslots.table.place_to_write(BASE + 8 * PAGE)
+        log.note(offset)
+        assert memslots.take_dirty(0, logged) == b"\0\1"
+        assert memslots.take_dirty(0, logged) == b"\0\0"
+        log.note(offset)
+        assert [one.slot.log for one in memslots.table.slots] == [logged.log]
+        memslots.toggle(0, plain)
+        assert memslots.table.place_to_write(BASE)[2] is None
+
+
+@pytest.mark.parametrize("field", ["number", "gpa", "size", "hva", "readonly"])
+def test_mock_slots_toggle_of_something_else_is_refused_by_name(toggled, field) -> None:
+    memslots, _, logged = toggled
+    values = {"gpa": logged.gpa, "size": logged.size, "hva": logged.hva, "readonly": False}
+    if field != "number":
+        values[field] = True if field == "readonly" else values[field] + PAGE
+    other, number = Slot(**values, block=logged.block, log=logged.log), int(field == "number")
+    before = memslots.table
+    with pytest.raises(MemorySlotError) as caught:
+        memslots.toggle(number, other)
+    assert memslots.table is before
+    error = caught.value
+    assert (error.errno, error.slot, error.gpa, error.size) == (errno.EINVAL, number, other.gpa, other.size)
+    assert error.flags == (3 if other.readonly else 1)
+
+
+def test_mock_slots_without_a_log_have_none_to_take(toggled) -> None:
+    memslots, plain, logged = toggled
+    for number in (0, 1):
+        with pytest.raises(BackendError, match=rf"mock dirty-log call failed: ENOENT .*slot {number}, GPA {BASE:#x}"):
+            memslots.take_dirty(number, plain)
+    memslots.toggle(0, logged)
+    memslots.delete(0, logged)
+    with pytest.raises(BackendError, match="ENOENT"):
+        memslots.take_dirty(0, logged)
