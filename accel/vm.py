@@ -112,9 +112,13 @@ class Vm:
         try:
             self.history = ServedHistory(self.backend.page_size)
             self.memory = AddressSpace(
-                "memory", self.transactions, MemoryRegion.container("memory", ADDRESS_SPACE_SIZE), self.history
+                "memory",
+                self.transactions,
+                MemoryRegion.container("memory", ADDRESS_SPACE_SIZE),
+                self.history,
+                fixed=True,
             )
-            self.io = AddressSpace("io", self.transactions, MemoryRegion.container("io", PORT_COUNT))
+            self.io = AddressSpace("io", self.transactions, MemoryRegion.container("io", PORT_COUNT), fixed=True)
             self.memory.add_listener(self.backend.memory_listener())
             io_listener = self.backend.io_listener()
             if io_listener is not None:

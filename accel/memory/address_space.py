@@ -30,6 +30,7 @@ class AddressSpace(HostAccess):
         transactions: The VM's.
         root: What it shows; several spaces may share one, or show it through aliases.
         history: Generations of the map, for the space that accelerators map RAM of.
+        fixed: Whether it lives as long as the VM, as memory and ports do.
 
     Attributes:
         name: As given.
@@ -47,7 +48,13 @@ class AddressSpace(HostAccess):
     """
 
     def __init__(
-        self, name: str, transactions: Transactions, root: MemoryRegion, history: ServedHistory | None = None
+        self,
+        name: str,
+        transactions: Transactions,
+        root: MemoryRegion,
+        history: ServedHistory | None = None,
+        *,
+        fixed: bool = False,
     ) -> None:
         self.name = name
         self.root = root
@@ -58,6 +65,7 @@ class AddressSpace(HostAccess):
         self.unassigned = 0
         self.closed = False
         self._transactions = transactions
+        self._fixed = fixed
         self._abandoned = False
         with transactions.transaction():
             root.claim(transactions)
@@ -69,11 +77,13 @@ class AddressSpace(HostAccess):
         The regions stay the VM's; other spaces may show them.
 
         Raises:
-            StateError: A transaction is open.
+            StateError: A transaction is open, or it is the VM's own memory or port space.
             AccelError: A listener failed; the space is as it was, but for the listeners that are gone already.
         """
         if self.closed or self._abandoned:
             return
+        if self._fixed:
+            raise StateError(f"address space '{self.name}' is the VM's own; close the VM")
         with self._transactions.exclusive():
             for listener in reversed(self.listeners):
                 self.remove_listener(listener)
@@ -103,11 +113,12 @@ class AddressSpace(HostAccess):
         while pending:
             region, base, depth = pending.pop()
             last = base + region.size - 1
-            extra = f" of {region.target.name} @{region.target_offset:#x}" if region.target else ""
-            state = "" if region.enabled else " [disabled]"
+            what, state = region.name, "" if region.enabled else " [disabled]"
+            if region.target is not None:
+                shown = region.target_offset + region.size - 1
+                what = f"alias {what} @{region.target.name} {region.target_offset:016x}-{shown:016x}"
             lines.append(
-                f"{'  ' * depth}{base:016x}-{last:016x} (prio {region.priority}, {region.kind.value}): "
-                f"{region.name}{extra}{state}"
+                f"{'  ' * depth}{base:016x}-{last:016x} (prio {region.priority}, {region.kind.value}): {what}{state}"
             )
             pending.extend(
                 (child, base + child.offset, depth + 1)

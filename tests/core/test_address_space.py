@@ -270,6 +270,6 @@ def test_address_space_prints_the_tree(stage) -> None:
         "    0000000000000000-000000000000ffff (prio 0, ram): ram",
         "    0000000000020000-0000000000020fff (prio 1, container): box [disabled]",
         "      0000000000020010-0000000000020017 (prio 0, mmio): inner",
-        "    0000000000030000-00000000000301ff (prio 0, alias): window of ram @0x100",
+        "    0000000000030000-00000000000301ff (prio 0, alias): alias window @ram 0000000000000100-00000000000002ff",
         "    0000000000040000-0000000000040000 (prio 0, rom): bios",
     ]

@@ -361,3 +361,11 @@ def test_vcpu_that_takes_the_big_lock_inside_its_gate_is_told(vm: Vm) -> None:
     with pytest.raises(LockError, match="big_lock is taken while holding gate"):
         vcpu.run()
     assert not vcpu.gate.busy
+
+
+def test_vm_memory_and_ports_cannot_be_closed_on_their_own(vm: Vm) -> None:
+    for space in (vm.memory, vm.io):
+        with pytest.raises(StateError, match="close the VM"):
+            space.close()
+        assert not space.closed
+    assert vm.address_spaces == (vm.memory, vm.io)
