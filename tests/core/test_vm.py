@@ -17,6 +17,7 @@ from accel.errors import (
     InhibitTimeoutError,
     LockError,
     OptionError,
+    StateError,
     UsageError,
 )
 from accel.exits import ExitKind, Halt, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, OtherExit, Shutdown, pack_io
