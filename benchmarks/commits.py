@@ -19,8 +19,8 @@ from benchmarks.turns import TurnProcess, TurnSide, python_job, start
 NAME = "commits"
 SUMMARY = "a commit that edits one region of many"
 #: In each turn; an even number, as each edit is taken back.
-_COMMITS = 30
-_TURNS = 3
+_COMMITS = 40
+_TURNS = 2
 _SIZES = (100, 1_000, 10_000)
 _TIMES_GOAL, _MS_GOAL = 3.0, 1.0
 _LISTENERS = {"none": "no listener", "slots": "recorded slots", "kvm": "KVM"}

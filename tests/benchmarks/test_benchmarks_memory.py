@@ -71,8 +71,8 @@ def test_memory_commits_of_both_sizes_and_of_c_are_equally_many(report: dict[str
     done = {counts["done"] for one in commits for counts in one["side"]["counts"]}
     in_c = [one for one in commits if one["peer"]["name"].startswith("C:")]
     done |= {counts["done"] for one in in_c for counts in one["peer"]["counts"]}
-    # One pair to a turn at this scale, three turns to a round.
-    assert done == {6}
+    # One pair to a turn at this scale, two turns to a round.
+    assert done == {4}
 
 
 def test_memory_goals_are_set_where_the_project_has_them(report: dict[str, Any]) -> None:
