@@ -7,10 +7,16 @@ different. Other threads never see it. Lowest layer; no lock.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+
+# The functions of C behind those of the signal module, which make an enum of each handler and take seven times as long.
+_get_handler: Callable[[int], object] = _signal.getsignal
+_set_handler: Callable[[int, object], object] = _signal.signal
+_SIGINT = int(signal.SIGINT)
 
 
 class _Keeper:
@@ -29,14 +35,14 @@ class _Keeper:
 
     def restore(self) -> None:
         """Put the handler back, and give it what came meanwhile."""
-        signal.signal(signal.SIGINT, self._handler)
+        _set_handler(_SIGINT, self._handler)
         self.deliver()
 
     def deliver(self) -> None:
         """Give the handler what came so far."""
         if self._pending:
             frame, self._frame, self._pending = self._frame, None, False
-            self._handler(signal.SIGINT, frame)
+            self._handler(_SIGINT, frame)
 
 
 class interrupts_held_back:
@@ -51,13 +57,13 @@ class interrupts_held_back:
         self._keeper: _Keeper | None = None
         if threading.current_thread() is not threading.main_thread():
             return
-        handler = signal.getsignal(signal.SIGINT)
+        handler = _get_handler(_SIGINT)
         if not callable(handler) or isinstance(handler, _Keeper):
             # Ignored, fatal, somebody's in C, or held back already: nothing would be raised here.
             return
         keeper = _Keeper(handler)
         try:
-            signal.signal(signal.SIGINT, keeper)
+            _set_handler(_SIGINT, keeper)
         except ValueError:
             # The main thread of a sub-interpreter, where no handler runs.
             return
@@ -77,6 +83,6 @@ def deliver_interrupts() -> None:
         KeyboardInterrupt: With the usual handler, if SIGINT came.
     """
     if threading.current_thread() is threading.main_thread():
-        keeper = signal.getsignal(signal.SIGINT)
+        keeper = _get_handler(_SIGINT)
         if isinstance(keeper, _Keeper):
             keeper.deliver()

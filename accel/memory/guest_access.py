@@ -137,7 +137,7 @@ def _runs(view: FlatView, address: int, size: int, *, is_write: bool) -> list[tu
     runs: list[tuple[Part | None, int]] = []
     at, end = address, address + size
     for index in range(view.index(address), len(view)):
-        section = view.sections[index]
+        section = view[index]
         if section.range.start >= end:
             break
         if at < section.range.start:

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from accel.address import AddressRange
 from accel.errors import AddressError, ClosedError, UsageError
 from accel.locks import Lock
 from accel.memory.flat_view import FlatView, MemoryRegionSection
@@ -65,14 +64,14 @@ class HostAccess:
             AddressError: Nothing is mapped there.
         """
         try:
-            section = self.view.find(address)
+            found = self.view.locate(address)
         except TypeError as error:
             raise _not_numbers(address) from error
-        if section is None:
+        if found is None:
             self._check_open()
             _check_numbers(address)
             raise AddressError(f"nothing is mapped at {address:#x} of '{self.name}'")
-        return section.region, section.offset + address - section.range.start
+        return found
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes from `address` on, across sections; of memory, in one copy.
@@ -179,8 +178,8 @@ class HostAccess:
                 raise AddressError(f"a view of no bytes at {address:#x} of '{self.name}'; ask for 1 or more")
             first = windows[0][0]
             at = first.offset - first.range.start
-            for section, window in windows:
-                what = f"'{section.region.name}' at {window.start:#x} of '{self.name}'"
+            for section, start, _ in windows:
+                what = f"'{section.region.name}' at {start:#x} of '{self.name}'"
                 if not section.is_ram:
                     raise AddressError(f"{what} is no memory; read it")
                 if section.region is not first.region or section.offset - section.range.start != at:
@@ -189,7 +188,7 @@ class HostAccess:
                     )
             assert first.region.block is not None
             span = first.region.block.view[at + address : at + address + size]
-            return span.toreadonly() if any(section.maps_readonly for section, _ in windows) else span
+            return span.toreadonly() if any(section.maps_readonly for section, _, _ in windows) else span
 
         return by_one_view(self, look)
 
@@ -202,8 +201,8 @@ class HostAccess:
         Raises:
             AddressError: Nothing serves one of the addresses.
         """
-        for section, window in self._windows(self.view, address, size):
-            section.region.mark_dirty(section.offset + window.start - section.range.start, window.size)
+        for section, start, length in self._windows(self.view, address, size):
+            section.region.mark_dirty(section.offset + start - section.range.start, length)
 
     def load(self, address: int, size: int, order: ByteOrder = "little") -> int:
         """Return the number of `size` bytes, 1, 2, 4 or 8, at `address`. Raises AddressError as `read` does."""
@@ -234,13 +233,13 @@ class HostAccess:
         if self.closed:
             raise ClosedError(f"address space '{self.name}' is closed")
 
-    def _windows(self, view: FlatView, address: int, size: int) -> list[tuple[MemoryRegionSection, AddressRange]]:
+    def _windows(self, view: FlatView, address: int, size: int) -> list[tuple[MemoryRegionSection, int, int]]:
         self._check_open()
         _check_numbers(address, size)
         return view.windows(address, size, self.name)
 
     def _parts(self, view: FlatView, address: int, size: int, make: _MakePart) -> list[Part]:
-        return [make(section, window.start, window.size) for section, window in self._windows(view, address, size)]
+        return [make(section, at, length) for section, at, length in self._windows(view, address, size)]
 
     def _check(self, parts: Sequence[Part], *, is_write: bool, as_guest: bool = False) -> None:
         """Refuse the access before any of it happens."""

@@ -48,14 +48,16 @@ def record(change: SpaceChange) -> None:
         AccelError: A listener refused, by name and callback; the others have heard a part.
     """
     down, up = falling(change.listeners), change.listeners
-    for section, item in _gone_io(change.delta):
+    # Few sections have any, and looking for them in order takes longer than all else here.
+    has_io = change.delta.has_io
+    for section, item in _gone_io(change.delta) if has_io else ():
         _tell_io(down, "del", section, item)
     deleting = [listener for listener in down if overrides(listener, "region_del")]
     for section in change.delta.removed:
         for listener in deleting:
             call(listener, "region_del", listener.region_del, section)
     _record_sections(change)
-    for section, item in _come_io(change.delta):
+    for section, item in _come_io(change.delta) if has_io else ():
         _tell_io(up, "add", section, item)
 
 

@@ -8,10 +8,10 @@ whoever calls brings the painting (`accel.memory.render`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-from accel.address import AddressRange
 from accel.memory.flat_view import FlatView, MemoryRegionSection
 
 
@@ -31,6 +31,12 @@ class ViewDiff:
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.added or self.altered)
+
+    @property
+    def has_io(self) -> bool:
+        """Whether a section in it has queued ranges or ioeventfds."""
+        sections = (*self.removed, *self.added, *chain.from_iterable(self.altered))
+        return any(section.eventfds or section.coalesced for section in sections)
 
 
 def diff(old: Sequence[MemoryRegionSection], new: Sequence[MemoryRegionSection]) -> ViewDiff:
@@ -62,7 +68,7 @@ def merged(sections: Iterable[MemoryRegionSection]) -> Iterator[MemoryRegionSect
     last: MemoryRegionSection | None = None
     for section in sections:
         if last is not None and _continues(last, section):
-            last = evolve(last, range=AddressRange(last.range.start, section.range.end))
+            last = last.part(last.range.start, section.range.end)
             continue
         if last is not None:
             yield last
@@ -104,8 +110,8 @@ def splice(
     added: list[MemoryRegionSection] = []
     altered: list[tuple[MemoryRegionSection, MemoryRegionSection]] = []
     for first, last, windows in _groups(view, _joined(_widened(view, start, end) for start, end in damage)):
-        old = view.sections[first:last]
-        pieces = [piece for section in old for piece in _outside(section, windows)]
+        old = view[first:last]
+        pieces = list(_outside(old, windows))
         for start, end in windows:
             pieces.extend(paint(start, end))
         pieces.sort(key=lambda section: section.range.start)
@@ -125,7 +131,7 @@ def _widened(view: FlatView, start: int, end: int) -> tuple[int, int]:
     """Return the window with the unmergeable sections at its borders in it, as those cannot be joined again."""
     index = view.index(start - 1) if start else 0
     wide_start, wide_end = start, end
-    while index < len(view) and (section := view.sections[index]).range.start <= end:
+    while index < len(view) and (section := view[index]).range.start <= end:
         if section.unmergeable and section.range.end >= start:
             wide_start = min(wide_start, section.range.start)
             wide_end = max(wide_end, section.range.end)
@@ -149,33 +155,40 @@ def _joined(windows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _groups(view: FlatView, windows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Yield the runs of sections that touch windows, ascending and apart: `(first, last, windows)`."""
-    group: tuple[int, int, list[tuple[int, int]]] | None = None
+    group: list[tuple[int, int]] = []
+    group_first = group_last = 0
     for start, end in windows:
         # A section that ends where the window begins, or begins where it ends, may be continued by what is painted.
         first = view.index(start - 1) if start else 0
         last = view.first_from(end + 1)
-        if group is not None and first < group[1]:
-            group = (group[0], max(group[1], last), [*group[2], (start, end)])
-            continue
-        if group is not None:
-            yield group
-        group = (first, last, [(start, end)])
-    if group is not None:
-        yield group
+        if group and first >= group_last:
+            yield group_first, group_last, group
+            group = []
+        if not group:
+            group_first = first
+        group.append((start, end))
+        group_last = last
+    if group:
+        yield group_first, group_last, group
 
 
-def _outside(section: MemoryRegionSection, windows: Sequence[tuple[int, int]]) -> Iterator[MemoryRegionSection]:
-    """Yield the parts of `section` that no window covers."""
-    at = section.range.start
-    for start, end in windows:
-        if end <= at:
-            continue
-        if start >= section.range.end:
-            break
-        if at < start:
-            yield section.part(at, start)
-        at = end
-    if at == section.range.start:
-        yield section
-    elif at < section.range.end:
-        yield section.part(at, section.range.end)
+def _outside(
+    sections: Iterable[MemoryRegionSection], windows: Sequence[tuple[int, int]]
+) -> Iterator[MemoryRegionSection]:
+    """Yield the parts of `sections` that no window covers; both ascend. O(sections + windows)."""
+    passed = 0
+    for section in sections:
+        at, stop = section.range.start, section.range.end
+        while passed < len(windows) and windows[passed][1] <= at:
+            passed += 1
+        for index in range(passed, len(windows)):
+            start, end = windows[index]
+            if start >= stop:
+                break
+            if at < start:
+                yield section.part(at, start)
+            at = end
+        if at == section.range.start:
+            yield section
+        elif at < stop:
+            yield section.part(at, stop)
