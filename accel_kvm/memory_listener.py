@@ -15,7 +15,8 @@ from accel.backend import Capability
 from accel.errors import CapabilityError
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, Update
-from accel.memory.slot_plan import Policy, SlotPlan, SlotUpdate, plan_slots, section_slots, section_toggles
+from accel.memory.slot_plan import Policy, SlotPlan, plan_slots, section_slots, section_toggles
+from accel.memory.slot_update import SlotUpdate
 from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.slots import MAX_SLOT_SIZE, KvmSlots, slot_error
 

@@ -18,11 +18,11 @@ from accel.memory.slot_plan import (
     Slot,
     SlotNumbers,
     SlotPlan,
-    SlotUpdate,
     plan_slots,
     section_slots,
     section_toggles,
 )
+from accel.memory.slot_update import SlotUpdate
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.slots import MemSlots, slot_error
 

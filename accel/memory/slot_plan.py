@@ -18,19 +18,15 @@ The beginning of a log needs none: nobody is owed what is written before.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
 from attrs import evolve, field, frozen
 
 from accel.address import ADDRESS_SPACE_SIZE, AddressRange, align_down, align_up
-from accel.errors import AccelError, MapLostError
-from accel.locks import Lock
 from accel.memory.dirty import DirtyLog
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import Update
 from accel.memory.ram_block import RamBlock
 
 Policy = Literal["least", "replace"]
@@ -149,9 +145,18 @@ class SlotPlan:
 
     @property
     def needs_hold(self) -> bool:
-        """Whether a deleted range is added back, or a log goes."""
-        gone = any(slot.log is not None for slot in self.deletes) or any(old.log is not None for old, _ in self.toggles)
-        return gone or overlaps(self.deletes, self.creates)
+        """Whether a deleted range is added back, or a log goes. O(steps)."""
+        return self.ends_log or overlaps(self.deletes, self.creates)
+
+    @property
+    def ends_log(self) -> bool:
+        """Whether a log goes, with its slot or from a slot that stays."""
+        return any(slot.log is not None for slot in self.deletes) or any(old.log is not None for old, _ in self.toggles)
+
+    @property
+    def inverse(self) -> SlotPlan:
+        """The plan that takes this one back."""
+        return SlotPlan(self.creates, self.deletes, tuple((new, old) for old, new in self.toggles))
 
 
 def plan_slots(
@@ -195,79 +200,6 @@ def _missing(wanted: Sequence[Slot], kept: Sequence[Slot]) -> Iterable[Slot]:
             index += 1
         if at < slot.range.end:
             yield slot.part(AddressRange(at, slot.range.end))
-
-
-class SlotUpdate(Update):
-    """Carries out a `SlotPlan`, undone in reverse. No bit of a dirty log is lost on either way.
-
-    Before a log goes, its bits are collected. What is taken back after a failure may have been written meanwhile, if
-    nobody was held: there all pages of a created slot that logs count as dirty.
-
-    Args:
-        plan: What to do.
-        create: Creates a slot in the accelerator; raises MemorySlotError.
-        delete: Deletes it; raises MemorySlotError.
-        present: Describes the slots that are there, for a lost map.
-        lock: The listener's slots lock.
-        toggle: Lets a slot (as it is) log or not log any more (as it is to be); raises MemorySlotError. None for an
-            accelerator that marks each write in `Slot.log` by itself and need not be told.
-        collect: Merges what the accelerator noted for a slot into `Slot.log`; raises BackendError. None as above.
-    """
-
-    def __init__(
-        self,
-        plan: SlotPlan,
-        create: Callable[[Slot], None],
-        delete: Callable[[Slot], None],
-        present: Callable[[], Iterable[Slot]],
-        lock: Lock,
-        *,
-        toggle: Callable[[Slot, Slot], None] | None = None,
-        collect: Callable[[Slot], None] | None = None,
-    ) -> None:
-        self.needs_hold = plan.needs_hold
-        self.lock = lock
-        self._plan = plan
-        self._create = create
-        self._delete = delete
-        self._present = present
-        self._toggle = toggle
-        self._collect = collect
-        self._done: list[Callable[[], None]] = []
-
-    def apply(self) -> None:
-        """Toggle, delete, then create; stops at the first step that fails."""
-        if self._toggle is not None:
-            for old, new in self._plan.toggles:
-                if new.log is None:
-                    self._keep_bits(old)
-                self._toggle(old, new)
-                self._done.append(partial(self._toggle, new, old))
-        for slot in self._plan.deletes:
-            self._keep_bits(slot)
-            self._delete(slot)
-            self._done.append(partial(self._create, slot))
-        for slot in self._plan.creates:
-            self._create(slot)
-            self._done.append(partial(self._take_back, slot))
-
-    def undo(self) -> None:
-        """Take back the steps that were made. Raises MapLostError if one cannot be."""
-        while self._done:
-            try:
-                self._done.pop()()
-            except AccelError as error:
-                problem = f"a failed memory change could not be undone ({error})"
-                raise MapLostError(problem, map(str, self._present())) from error
-
-    def _keep_bits(self, slot: Slot) -> None:
-        if slot.log is not None and self._collect is not None:
-            self._collect(slot)
-
-    def _take_back(self, slot: Slot) -> None:
-        self._delete(slot)
-        if slot.log is not None and not self.needs_hold:
-            slot.log.mark(slot.offset, slot.size)
 
 
 class SlotNumbers:

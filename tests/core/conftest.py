@@ -32,11 +32,11 @@ from accel.memory.slot_plan import (
     Policy,
     Slot,
     SlotPlan,
-    SlotUpdate,
     plan_slots,
     section_slots,
     section_toggles,
 )
+from accel.memory.slot_update import SlotUpdate
 from accel.memory.transaction import Transactions
 
 # Modules that several test files share (`memory_world` and what it uses) lie beside this file.

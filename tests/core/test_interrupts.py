@@ -38,6 +38,7 @@ from accel.memory import (
     region_contents,
     region_tree,
     slot_plan,
+    slot_update,
     transaction,
 )
 from accel.memory.address_space import AddressSpace
@@ -211,8 +212,8 @@ def sweep(action: Callable[[], object], modules: tuple[types.ModuleType, ...], s
 
 
 COMMIT = (
-    transaction, journal, pins, commit, record, listener, blocker, interrupts, slot_plan, region, region_contents,
-    region_tree, address_space, contextlib,
+    transaction, journal, pins, commit, record, listener, blocker, interrupts, slot_plan, slot_update, region,
+    region_contents, region_tree, address_space, contextlib,
 )  # fmt: skip
 EDIT = (transaction, journal, region, region_contents, region_tree, contextlib)
 

@@ -55,6 +55,7 @@ LAYERS = [
     "accel.memory.record",
     "accel.memory.address_space",
     "accel.memory.served",
+    "accel.memory.slot_update",
     "accel.memory.slot_plan",
     "accel.memory.listener",
     "accel.memory.host_access",
@@ -108,6 +109,7 @@ PUBLIC = (
     "accel.memory.ioeventfd",
     "accel.memory.listener",
     "accel.memory.slot_plan",
+    "accel.memory.slot_update",
     "accel.options",
     "accel.program",
 )

@@ -20,7 +20,8 @@ from accel.memory.dirty import DirtyClient, DirtyLog
 from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
 from accel.memory.ram_block import RamBlock
 from accel.memory.region import MemoryRegion, RegionKind
-from accel.memory.slot_plan import Slot, SlotPlan, SlotUpdate, plan_slots, section_slots, section_toggles
+from accel.memory.slot_plan import Slot, SlotPlan, plan_slots, section_slots, section_toggles
+from accel.memory.slot_update import SlotUpdate
 from accel.memory.splice import diff
 
 PAGE = 4
