@@ -20,6 +20,7 @@
     │   └── MemorySlotError                   a slot update: slot, GPA, HVA, size, flags
     ├── ListenerError                         a memory listener raised something of its own
     ├── InhibitTimeoutError (TimeoutError)    vCPUs that did not come out of their ioctls
+    ├── UserFaultError                        a page under a user-fault handler that did not come
     ├── MapLostError                          an undo failed: the guest's memory map is not known
     ├── DeviceError                           a device handler raised while it served the guest
     └── GuestCrashError                       the guest ended in a way that it cannot go on from
@@ -238,9 +239,11 @@ class MemorySlotError(BackendError):
         errno: The error number.
     """
 
-    def __init__(self, operation: str, errno: int, *, slot: int, gpa: int, hva: int, size: int, flags: int) -> None:
+    def __init__(
+        self, operation: str, errno: int, *, slot: int, gpa: int, hva: int, size: int, flags: int, advice: str = ""
+    ) -> None:
         detail = f"slot {slot}, GPA {gpa:#x}, HVA {hva:#x}, size {size:#x}, flags {flags:#x}"
-        super().__init__(operation, errno, detail)
+        super().__init__(operation, errno, f"{detail}; {advice}" if advice else detail)
         self.slot = slot
         self.gpa = gpa
         self.hva = hva
@@ -260,6 +263,20 @@ class InhibitTimeoutError(AccelError, TimeoutError):
         super().__init__(f"not quiet after {timeout:g} s: {who or 'nobody is inside any more'}")
         self.timeout = timeout
         self.inside = tuple(inside)
+
+
+class UserFaultError(AccelError):
+    """A page that a user-fault handler should have served did not come; it is still missing.
+
+    Attributes:
+        region: The region's name.
+        offset: Of the page in the region.
+    """
+
+    def __init__(self, region: str, offset: int, problem: str) -> None:
+        super().__init__(f"page {offset:#x} of '{region}' {problem}")
+        self.region = region
+        self.offset = offset
 
 
 class ListenerError(AccelError):

@@ -15,7 +15,8 @@ from accel.backend import Capability
 from accel.errors import CapabilityError
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, Update
-from accel.memory.slot_plan import Policy, SlotPlan, plan_slots, section_slots, section_toggles
+from accel.memory.slot_merge import SlotPlanner
+from accel.memory.slot_plan import Policy, SlotPlan
 from accel.memory.slot_update import SlotUpdate
 from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.slots import MAX_SLOT_SIZE, KvmSlots, slot_error
@@ -28,7 +29,7 @@ class KvmMemoryListener(KvmIoListener):
         vm_fd: The VM.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
         page_size: Granule of a mapping, bytes.
-        slot_count: Greatest number of slots (KVM_CAP_NR_MEMSLOTS).
+        slot_count: Greatest number of slots (KVM_CAP_NR_MEMSLOTS). Fragments are merged rather than exceed it.
         capabilities: What the VM offers.
         any_size: As for `KvmIoListener`.
 
@@ -51,9 +52,14 @@ class KvmMemoryListener(KvmIoListener):
     ) -> None:
         super().__init__(vm_fd, is_port=False, capabilities=capabilities, any_size=any_size)
         self.slots = KvmSlots(vm_fd, page_size)
-        self._policy = policy
-        self._page_size = page_size
-        self._slot_count = slot_count
+        self._planner = SlotPlanner(
+            self.slots.within,
+            self.slots.__len__,
+            policy=policy,
+            page_size=page_size,
+            slot_count=slot_count,
+            max_slot_size=MAX_SLOT_SIZE,
+        )
         self._deletes = SortedKeyList(key=_start)
         self._adds = SortedKeyList(key=_start)
         # Sections that stay with another log mask.
@@ -91,7 +97,7 @@ class KvmMemoryListener(KvmIoListener):
 
         Raises:
             CapabilityError: Read-only memory or a dirty log is wanted and the VM has none.
-            MemorySlotError: There would be more slots than the VM can have.
+            MemorySlotError: There would be more slots than the VM can have, even with all fragments merged.
         """
         io, plan = super().prepare(), self._plan()
         if not plan:
@@ -107,6 +113,15 @@ class KvmMemoryListener(KvmIoListener):
             collect=slots.collect,
         )
         return update if io is None else _Both(io, update)
+
+    def commit(self) -> None:
+        """Note where the slots of a section are more than one."""
+        self._planner.settle()
+
+    @property
+    def fragments(self) -> int:
+        """How many slots fewer the map would take if all were merged. O(1)."""
+        return self._planner.fragments
 
     # dirty pages
 
@@ -130,12 +145,7 @@ class KvmMemoryListener(KvmIoListener):
     # inside
 
     def _plan(self) -> SlotPlan:
-        present = [slot for section in self._deletes for slot in self.slots.within(section.range)]
-        wanted = [slot for section in self._adds for slot in section_slots(section, self._page_size, MAX_SLOT_SIZE)]
-        toggles = [
-            toggle for section in self._logs for toggle in section_toggles(self.slots.within(section.range), section)
-        ]
-        plan = plan_slots(present, wanted, self._policy, toggles)
+        plan = self._planner.plan(self._deletes, self._adds, self._logs)
         self._check(plan)
         return plan
 
@@ -150,10 +160,14 @@ class KvmMemoryListener(KvmIoListener):
                 raise CapabilityError(
                     f"this KVM keeps no log of written pages, which RAM at {slot.gpa:#x} needs; do not log it"
                 )
-        count = len(self.slots) - len(plan.deletes) + len(plan.creates)
-        if plan.creates and count > self._slot_count:
-            last = plan.creates[-1]
-            raise slot_error(errno.ENOSPC, count - 1, last, last.size)
+        excess = self._planner.excess(plan)
+        if plan.creates and excess > 0:
+            last, count = plan.creates[-1], self._planner.slot_count
+            advice = (
+                f"the VM has {count} slots and the map needs {excess} more than that, merged where it can be; "
+                "map less, or larger regions"
+            )
+            raise slot_error(errno.ENOSPC, count + excess - 1, last, last.size, advice)
 
 
 class _Both(Update):

@@ -118,7 +118,7 @@ def _flags(slot: Slot) -> int:
     return logged | (abi.KVM_MEM_READONLY if slot.readonly else 0)
 
 
-def slot_error(number: int, index: int, slot: Slot, size: int) -> MemorySlotError:
+def slot_error(number: int, index: int, slot: Slot, size: int, advice: str = "") -> MemorySlotError:
     """Return the error of a slot call: errno `number` for slot `index`, made `size` bytes large."""
     return MemorySlotError(
         "KVM_SET_USER_MEMORY_REGION",
@@ -128,4 +128,5 @@ def slot_error(number: int, index: int, slot: Slot, size: int) -> MemorySlotErro
         hva=slot.hva,
         size=size,
         flags=_flags(slot),
+        advice=advice,
     )

@@ -1,27 +1,21 @@
 """The memory listener that turns a change of the memory map into the mock's slot calls, and brings in written pages.
 
-Sections are noted while the transaction tells them, planned by the core's `plan_slots` in `prepare`, and carried
+Sections are noted while the transaction tells them, planned by the core's `SlotPlanner` in `prepare`, and carried
 out by `SlotUpdate` under the slots lock, held where a deleted range is added back or a dirty log goes.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
-from accel.address import PAGE_SIZE
+from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import Update
-from accel.memory.slot_plan import (
-    Policy,
-    Slot,
-    SlotNumbers,
-    SlotPlan,
-    plan_slots,
-    section_slots,
-    section_toggles,
-)
+from accel.memory.slot_merge import SlotPlanner
+from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotPlan
 from accel.memory.slot_update import SlotUpdate
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.slots import MemSlots, slot_error
@@ -41,7 +35,13 @@ class MockMemoryListener(MockIoListener):
     def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, policy: Policy) -> None:
         super().__init__(ring, is_port=False)
         self._memslots = memslots
-        self._policy = policy
+        self._planner = SlotPlanner(
+            self._within,
+            lambda: len(memslots.table.slots),
+            policy=policy,
+            page_size=PAGE_SIZE,
+            slot_count=memslots.slot_count,
+        )
         self._slots_lock = Lock(SLOTS_LOCK)
         self._deletes: list[MemoryRegionSection] = []
         self._adds: list[MemoryRegionSection] = []
@@ -77,7 +77,8 @@ class MockMemoryListener(MockIoListener):
         self._logs.append(section)
 
     def commit(self) -> None:
-        """Let go of the sections."""
+        """Note where the slots of a section are more than one, and let go of the sections."""
+        self._planner.settle()
         self.begin()
 
     def abort(self) -> None:
@@ -88,7 +89,7 @@ class MockMemoryListener(MockIoListener):
         """Plan the slots.
 
         Raises:
-            MemorySlotError: There would be more slots than the VM can have.
+            MemorySlotError: There would be more slots than the VM can have, even with all fragments merged.
         """
         zones, plan = super().prepare(), self._plan()
         if not plan:
@@ -118,20 +119,15 @@ class MockMemoryListener(MockIoListener):
     # inside
 
     def _plan(self) -> SlotPlan:
-        table = self._memslots.table
         # Told upward by address, and the planner wants both lists ascending.
-        present = [one.slot for gone in self._deletes for one in table.overlapping(gone.range)]
-        wanted = [slot for section in self._adds for slot in section_slots(section, PAGE_SIZE)]
-        toggles = [
-            toggle
-            for section in self._logs
-            for toggle in section_toggles((one.slot for one in table.overlapping(section.range)), section)
-        ]
-        plan = plan_slots(present, wanted, self._policy, toggles)
-        total = len(table.slots) - len(plan.deletes) + len(plan.creates)
-        if total > self._memslots.slot_count:
-            raise slot_error(errno.ENOSPC, total - 1, plan.creates[-1])
+        plan = self._planner.plan(self._deletes, self._adds, self._logs)
+        excess = self._planner.excess(plan)
+        if excess > 0:
+            raise slot_error(errno.ENOSPC, self._memslots.slot_count + excess - 1, plan.creates[-1])
         return plan
+
+    def _within(self, window: AddressRange) -> Iterable[Slot]:
+        return (one.slot for one in self._memslots.table.overlapping(window))
 
     def _present(self) -> list[Slot]:
         return [one.slot for one in self._memslots.table.slots]

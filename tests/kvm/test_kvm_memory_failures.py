@@ -48,7 +48,7 @@ class ForeignSlot:
 
 def test_more_slots_than_the_vm_can_have_are_refused_before_anything_changes(boot, slot_calls, filled) -> None:
     guest = boot("f4")
-    guest.listener._slot_count = 3
+    guest.listener._planner.slot_count = 3
     old = filled("old", 0x11)
     guest.vm.memory.add(old, at=BASE)
     view, tree = guest.vm.memory.view, str(guest.vm.memory)
