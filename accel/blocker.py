@@ -11,7 +11,13 @@ outside. The inhibitor marks the VM inhibited and *then* looks at the gates. So 
 the other: either the vCPU steps back, or the inhibitor finds it busy, kicks it and waits.
 
 *No wake-up is lost.* The inhibitor resets its event before each scan. A gate that is left after the scan sets
-the event after the reset, so the wait returns; one that is left before the scan is seen as not busy.
+the event after the reset, so the wait returns; one that is left before the scan is seen as not busy. Only the last
+to leave sets it, so that the inhibitor is not woken for nothing: who sees another gate busy leaves that to its thread,
+which unmarks it later, and looks at the others after that.
+
+*Who waits outside is let in.* Each waits at a door of its own, a lock. Under one lock it sees that the VM is inhibited
+and hands in the door, or it marks its gate; under the same lock the inhibitor ends the inhibit and takes the doors,
+which it then opens. So a door is either taken or not needed.
 
 *The kick is not lost.* It goes once to each gate that is found busy. The vCPU may not have reached its ioctl yet,
 may be in it, or may be past it; the backend's kick is sticky until the vCPU's own thread takes it back, and that
@@ -46,6 +52,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from attrs import define
 
@@ -53,6 +60,7 @@ from accel.errors import AccelError, ClosedError, InhibitTimeoutError, MapLostEr
 from accel.gate import VcpuGate, make_gate
 from accel.interrupts import deliver_interrupts
 from accel.locks import GATE, GATES_LOCK, Lock, check_order, note_released, note_taken, validation_enabled
+from accel.wakeup import Wakeup
 
 _log = logging.getLogger("accel.blocker")
 
@@ -66,12 +74,36 @@ _INTERRUPT_PERIOD = 0.1
 
 @define
 class BlockerStats:
-    """What holding cost so far; times in seconds. Written under the big lock."""
+    """What holding cost so far; times in seconds. Written under the big lock.
+
+    Attributes:
+        inhibits: How often everyone was held; nested inhibits count once.
+        kicks: vCPUs that had to be brought out for it.
+        wait_seconds: From the wish to hold until everyone was out.
+        wait_seconds_max: The longest of these.
+        hold_seconds: From then until everyone could go on.
+        hold_seconds_max: The longest of these.
+    """
 
     inhibits: int = 0
     kicks: int = 0
     wait_seconds: float = 0.0
+    wait_seconds_max: float = 0.0
     hold_seconds: float = 0.0
+    hold_seconds_max: float = 0.0
+
+    def note_wait(self, seconds: float) -> None:
+        """Count an inhibit that took so long to come into force."""
+        self.inhibits += 1
+        self.wait_seconds += seconds
+        if seconds > self.wait_seconds_max:
+            self.wait_seconds_max = seconds
+
+    def note_hold(self, seconds: float) -> None:
+        """Count how long it was in force."""
+        self.hold_seconds += seconds
+        if seconds > self.hold_seconds_max:
+            self.hold_seconds_max = seconds
 
 
 class AccelBlocker:
@@ -79,7 +111,7 @@ class AccelBlocker:
 
     Attributes:
         inhibited: Read by gates without a lock; written under `gates_lock` by the inhibitor.
-        left: Set by whoever leaves a gate while the VM is inhibited.
+        left: Set by whoever is the last to leave while the VM is inhibited.
         stats: Counters, for reports.
     """
 
@@ -91,9 +123,8 @@ class AccelBlocker:
         self._checked = validation_enabled()
         self.gates_lock = Lock(GATES_LOCK)
         self.inhibited = False
-        self.left = threading.Event()
+        self.left = Wakeup()
         self.stats = BlockerStats()
-        self._opened = threading.Event()
         self._owner = 0
         self._depth = 0
         self._held_since = 0.0
@@ -103,9 +134,11 @@ class AccelBlocker:
         self._gates: tuple[VcpuGate, ...] = ()
         # Thread → the VM call it is in. Guarded by gates_lock.
         self._vm_calls: dict[int, str] = {}
-        # How many wait outside, and whether that has become none. The count is guarded by gates_lock.
+        # Who waits outside: locks that are released to let them go on. Guarded by gates_lock.
+        self._doors: list[threading.Lock] = []
+        # How many wait, or were let go on and are not in yet; guarded by gates_lock. And whether that has become none.
         self._waiting = 0
-        self._all_passed = threading.Event()
+        self._all_passed = Wakeup()
 
     # gates
 
@@ -127,21 +160,19 @@ class AccelBlocker:
         """All gates."""
         return self._gates
 
+    def note_left(self) -> None:
+        """Wake the inhibitor, unless another vCPU is inside still, whose thread will."""
+        for gate in self._gates:
+            if gate.busy:
+                return
+        self.left.set()
+
     def wait_outside(self, gate: VcpuGate) -> None:
         """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
         if self._owner == threading.get_ident() and self._refusal is None:
             return
-        with self._outside():
-            while True:
-                gate.busy = False
-                self.left.set()
-                self._opened.wait()
-                self.check()
-                with self.gates_lock:
-                    # Under the lock, so that it holds on every build; this path is rare.
-                    gate.busy = True
-                    if not self.inhibited:
-                        return
+        gate.leave()
+        self._pass_in(gate.mark)
 
     @contextmanager
     def vm_call(self, operation: str) -> Iterator[None]:
@@ -159,7 +190,7 @@ class AccelBlocker:
         if self._checked:
             check_order(GATE)
         try:
-            self._enter_vm_call(me, operation)
+            self._pass_in(partial(self._vm_calls.__setitem__, me, operation))
             if self._checked:
                 note_taken(self)
             yield
@@ -170,34 +201,29 @@ class AccelBlocker:
             # Whether or not anybody waits: VM calls are rare, and a wake-up too many only costs a scan.
             self.left.set()
 
-    def _enter_vm_call(self, me: int, operation: str) -> None:
-        if not self._try_vm_call(me, operation):
-            with self._outside():
-                while not self._try_vm_call(me, operation):
-                    self._opened.wait()
-
-    def _try_vm_call(self, me: int, operation: str) -> bool:
-        self.check()
-        with self.gates_lock:
-            if not self.inhibited:
-                self._vm_calls[me] = operation
-                return True
-        return False
-
-    @contextmanager
-    def _outside(self) -> Iterator[None]:
-        """Count the caller among those who wait."""
+    def _pass_in(self, mark: Callable[[], None]) -> None:
+        """Wait until there is no inhibit, then call `mark`, under the lock under which the next one begins."""
         counted = 0
         try:
-            with self.gates_lock:
-                self._waiting += 1
-                counted = 1
-            yield
+            while True:
+                with self.gates_lock:
+                    # Under the lock, or the refusal could come before the door is handed in.
+                    self.check()
+                    if not self.inhibited:
+                        mark()
+                        return
+                    door = threading.Lock()
+                    door.acquire()
+                    self._doors.append(door)
+                    self._waiting += 1 - counted
+                    counted = 1
+                door.acquire()
         finally:
-            with self.gates_lock:
-                self._waiting -= counted
-                if not self._waiting:
-                    self._all_passed.set()
+            if counted:
+                with self.gates_lock:
+                    self._waiting -= 1
+                    if not self._waiting:
+                        self._all_passed.set()
 
     # inhibiting
 
@@ -229,7 +255,6 @@ class AccelBlocker:
         try:
             self._owner = threading.get_ident()
             self._depth = 1
-            self._opened.clear()
             with self.gates_lock:
                 self.inhibited = True
             self._wait_until_quiet(started, timeout)
@@ -237,8 +262,7 @@ class AccelBlocker:
             self._open()
             raise
         self._held_since = time.perf_counter()
-        self.stats.inhibits += 1
-        self.stats.wait_seconds += self._held_since - started
+        self.stats.note_wait(self._held_since - started)
 
     def inhibit_end(self) -> None:
         """Let everyone go on, unless an outer inhibit is in force. Raises StateError if none is."""
@@ -247,8 +271,8 @@ class AccelBlocker:
             raise StateError("inhibit_end without inhibit_begin")
         self._depth -= 1
         if self._depth == 0:
-            self.stats.hold_seconds += time.perf_counter() - self._held_since
             self._open()
+            self.stats.note_hold(time.perf_counter() - self._held_since)
 
     def poison(self, error: MapLostError) -> None:
         """Never let anyone in again: whoever tries gets `error`. Needs the big lock."""
@@ -274,9 +298,7 @@ class AccelBlocker:
     def _refuse(self, refusal: Callable[[], AccelError]) -> None:
         self._big_lock.assert_held()
         self._refusal = refusal
-        with self.gates_lock:
-            self.inhibited = True
-        self._opened.set()
+        self._open_doors(inhibited=True)
         for gate in self._gates:
             if gate.busy:
                 try:
@@ -286,11 +308,15 @@ class AccelBlocker:
 
     def _open(self) -> None:
         self._depth = 0
-        if self._refusal is None:
-            with self.gates_lock:
-                self.inhibited = False
         self._owner = 0
-        self._opened.set()
+        self._open_doors(inhibited=self._refusal is not None)
+
+    def _open_doors(self, *, inhibited: bool) -> None:
+        with self.gates_lock:
+            self.inhibited = inhibited
+            doors, self._doors = self._doors, []
+        for door in doors:
+            door.release()
 
     def _let_pass(self, timeout: float) -> None:
         """Wait until those who waited through the last inhibit are in, or `timeout` seconds."""

@@ -59,7 +59,11 @@ class VcpuGate:
         """Pass out, or give up entering. Called by the vCPU's thread."""
         self.busy = False
         if self._blocker.inhibited:
-            self._blocker.left.set()
+            self._blocker.note_left()
+
+    def mark(self) -> None:
+        """Be inside from now on; for the blocker, on the vCPU's thread."""
+        self.busy = True
 
 
 class _LockedVcpuGate(VcpuGate):

@@ -133,12 +133,22 @@ def test_blocker_new_arrivals_wait_outside(blocker: AccelBlocker, big_lock: Lock
     thread.join()
 
 
-def test_blocker_arrivals_wait_without_spinning(blocker: AccelBlocker, big_lock: Lock) -> None:
-    """The event that they wait for is reset by each inhibit, not only by the first."""
+def test_blocker_arrivals_wait_at_a_door_that_the_end_opens(blocker: AccelBlocker, big_lock: Lock, spawn) -> None:
+    """A closed one for each inhibit, not only for the first: nobody spins, and none is opened twice."""
     for _ in range(2):
         with big_lock, blocker.inhibit(PATIENCE):
-            assert not blocker._opened.is_set()
-        assert blocker._opened.is_set()
+            thread = spawn(lambda: _enter_and_leave(blocker))
+            until(lambda: blocker._waiting == 1)
+            assert [door.locked() for door in blocker._doors] == [True]
+        thread.join()
+        assert blocker._doors == []
+
+
+def _enter_and_leave(blocker: AccelBlocker) -> None:
+    gate = blocker.add_gate("passing", lambda thread: None)
+    gate.enter()
+    gate.leave()
+    blocker.remove_gate(gate)
 
 
 def test_blocker_owner_thread_passes(blocker: AccelBlocker, big_lock: Lock) -> None:
@@ -480,6 +490,34 @@ def test_blocker_gate_leaving_wakes_the_inhibitor_only_while_it_holds(blocker: A
         gate.enter()
         gate.leave()
         assert blocker.left.is_set()
+
+
+def test_blocker_last_of_several_to_leave_wakes_the_inhibitor(
+    blocker: AccelBlocker, big_lock: Lock, spawn, monkeypatch, kind: str
+) -> None:
+    """Two leave, one after the other: without a GIL each tells, otherwise the last."""
+    monkeypatch.setattr("accel.blocker._INTERRUPT_PERIOD", PATIENCE)
+    first, last = Vcpu(blocker, 0), Vcpu(blocker, 1)
+    threads = [spawn(vcpu.run) for vcpu in (first, last)]
+    told = []
+    wait = blocker.left.wait
+
+    def leave_in_turn(timeout: float) -> bool:
+        for vcpu in (first, last):
+            vcpu.kicked.set()
+            vcpu.thread.join()
+            told.append(blocker.left.is_set())
+        return wait(timeout)
+
+    for vcpu, thread in zip((first, last), threads, strict=True):
+        assert vcpu.inside.wait(PATIENCE)
+        vcpu.gate.kick = vcpu.kicks.append
+        vcpu.thread = thread
+    blocker.left.wait = leave_in_turn
+    with big_lock, blocker.inhibit(PATIENCE):
+        assert not first.gate.busy
+        assert not last.gate.busy
+    assert told == [not KINDS[kind][0], True]
 
 
 # gates come and go
