@@ -9,14 +9,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import access, commits, console_byte, dirty, exit_round_trip, footprint, micro, startup
+from benchmarks import access, commits, console_byte, dirty, exit_round_trip, footprint, micro, split, startup
 from benchmarks.bench import Bench, Comparison
 from benchmarks.host import this_host
 from benchmarks.processes import Baselines, BenchmarkError
 from benchmarks.report import print_comparisons, print_goals, write_json
 
 _BENCHMARKS = {
-    module.NAME: module for module in (exit_round_trip, console_byte, startup, micro, commits, access, footprint, dirty)
+    module.NAME: module
+    for module in (exit_round_trip, console_byte, startup, micro, commits, access, footprint, dirty, split)
 }
 
 

@@ -53,7 +53,7 @@ class Baselines:
         target = self.folder / name
         if not target.exists():
             source = _SOURCES / f"{name}.c"
-            command = [self.compiler, "-O2", "-Wall", "-o", str(target), str(source)]
+            command = [self.compiler, "-O2", "-Wall", "-pthread", "-o", str(target), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise BenchmarkError(f"{source.name} does not compile:\n{done.stderr}")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
-from benchmarks import access_jobs, bulk_jobs, commit_jobs, dirty_jobs, footprint_jobs
+from benchmarks import access_jobs, bulk_jobs, commit_jobs, dirty_jobs, footprint_jobs, split_jobs
 from benchmarks.resident import peak_kib
 
 Side = Callable[[int], list[float]]
@@ -22,6 +22,7 @@ _JOBS: dict[str, Callable[..., AbstractContextManager[Mapping[str, Side]]]] = {
     "bulk": bulk_jobs.bulk,
     "dirty": dirty_jobs.dirty,
     "footprint": footprint_jobs.footprint,
+    "split": split_jobs.split,
 }
 
 
