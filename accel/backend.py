@@ -37,6 +37,10 @@ class Capability(enum.StrEnum):
     DIRTY_LOG = "dirty-log"
     IRQCHIP = "irqchip"
     PIT = "pit"
+    #: Brings all vCPUs out and keeps them out by itself (`VmBackend.kick_all`).
+    KICK_ALL_VCPUS = "kick-all-vcpus"
+    #: Changes any number of slots in one step that guests see whole (`SlotUpdate`, `at_once`).
+    REGION_LIST = "region-list"
 
 
 @frozen
@@ -49,15 +53,20 @@ class Availability:
     details: Mapping[str, str] = field(factory=dict)
 
 
+#: What an accelerator must offer for a ``hold``.
+HOLD_NEEDS = {"kick-all": Capability.KICK_ALL_VCPUS, "region-list": Capability.REGION_LIST}
+
 #: The options of every slot-like accelerator. `Vm` reads ``hold`` and ``inhibit_timeout_ms``, the listener
-#: reads ``plan``.
+#: reads ``plan``; and ``hold``, if its VM has `Capability.REGION_LIST`: for ``region-list`` it brings `SlotUpdate`
+#: the call that applies a plan at once.
 MEMORY_OPTIONS = (
     Option(
         "hold",
         "choice",
         "inhibit",
-        "how vCPUs are kept from seeing half of a memory change; unsafe holds nobody",
-        choices=("inhibit", "unsafe"),
+        "how vCPUs are kept from seeing half of a memory change; unsafe holds nobody, kick-all and region-list "
+        "leave it to accelerators that can",
+        choices=("inhibit", "unsafe", "kick-all", "region-list"),
     ),
     Option(
         "plan",
@@ -167,6 +176,27 @@ class VmBackend(ABC):
             CapabilityError: There is no interrupt controller in the accelerator.
         """
         raise CapabilityError("this VM has no interrupt controller; create it with irqchip")
+
+    def kick_all(self, timeout: float) -> None:
+        """Bring every vCPU out of the guest and let none in until `resume_all`; with `KICK_ALL_VCPUS` only.
+
+        When it returns no vCPU executes guest code. A `VcpuBackend.run` that is called or in progress meanwhile
+        either returns ``INTERRUPTED`` or waits inside until `resume_all`, and then goes on; a kick frees one that
+        waits, so that it returns without having executed anything. Every other call works as ever. Called under the
+        big lock and the slots locks, never nested.
+
+        Args:
+            timeout: Longest wait, in seconds.
+
+        Raises:
+            InhibitTimeoutError: A vCPU did not come out; all go on.
+            BackendError: The call failed; all go on.
+        """
+        raise CapabilityError("this accelerator cannot kick all vCPUs by itself; use hold=inhibit")
+
+    def resume_all(self) -> None:
+        """Let the vCPUs go on after `kick_all`. Must not fail."""
+        raise CapabilityError("this accelerator cannot kick all vCPUs by itself; use hold=inhibit")
 
     def host(self) -> str:
         """Return the flavour of host it runs on, for reports."""

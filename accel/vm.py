@@ -6,15 +6,15 @@ does the rest behind the surface of `accel.backend`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 from accel.address import ADDRESS_SPACE_SIZE
-from accel.backend import Accelerator, VmConfig
+from accel.backend import HOLD_NEEDS, Accelerator, VmConfig
 from accel.blocker import AccelBlocker
-from accel.errors import ClosedError, DeviceError, UsageError
+from accel.errors import CapabilityError, ClosedError, DeviceError, UsageError
 from accel.locks import BIG_LOCK, RING_LOCK, Lock
 from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
@@ -110,6 +110,7 @@ class Vm:
         self.vcpus: tuple[Vcpu, ...] = ()
         self.backend = accelerator.create_vm(config)
         try:
+            self._choose_hold(str(options.get("hold", "inhibit")))
             self.history = ServedHistory(self.backend.page_size)
             self.memory = AddressSpace(
                 "memory",
@@ -126,6 +127,23 @@ class Vm:
         except BaseException:
             self.backend.close()
             raise
+
+    def _choose_hold(self, hold: str) -> None:
+        needed = HOLD_NEEDS.get(hold)
+        if needed is not None and needed not in self.backend.capabilities:
+            raise CapabilityError(
+                f"hold={hold} needs '{needed}', which this accelerator does not offer; use hold=inhibit"
+            )
+        if hold == "kick-all":
+            self.transactions.hold_vcpus = self._all_kicked
+
+    @contextmanager
+    def _all_kicked(self, timeout: float) -> Iterator[None]:
+        self.backend.kick_all(timeout)
+        try:
+            yield
+        finally:
+            self.backend.resume_all()
 
     def transaction(self, atomic: Atomic = "address") -> AbstractContextManager[None]:
         """Return the context of a transaction; see `Transactions.transaction`."""

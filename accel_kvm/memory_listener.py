@@ -115,8 +115,9 @@ class KvmMemoryListener(KvmIoListener):
         return update if io is None else _Both(io, update)
 
     def commit(self) -> None:
-        """Note where the slots of a section are more than one."""
+        """Note where the slots of a section are more than one, and let go of what was noted."""
         self._planner.settle()
+        super().commit()
 
     @property
     def fragments(self) -> int:

@@ -12,8 +12,8 @@ the last observer has heard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
 from accel.blocker import AccelBlocker
@@ -33,6 +33,7 @@ class Commit:
         changes: What changes, space by space.
         listeners: All who are told, each once, from low priority to high.
         blocker: Holds the vCPUs.
+        hold_vcpus: Holds them instead, for the duration of a context: an accelerator's own way.
 
     Attributes:
         in_force: Whether the change was made; nothing takes it back then, whatever `run` raises.
@@ -41,7 +42,11 @@ class Commit:
     """
 
     def __init__(
-        self, changes: Sequence[SpaceChange], listeners: Sequence[MemoryListener], blocker: AccelBlocker
+        self,
+        changes: Sequence[SpaceChange],
+        listeners: Sequence[MemoryListener],
+        blocker: AccelBlocker,
+        hold_vcpus: Callable[[float], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.in_force = False
         self.lost = False
@@ -49,6 +54,7 @@ class Commit:
         self._changes = changes
         self._listeners = listeners
         self._blocker = blocker
+        self._hold_vcpus = hold_vcpus or blocker.inhibit
         # Who heard, or may have heard, that it begins.
         self._begun: list[MemoryListener] = []
 
@@ -107,7 +113,7 @@ class Commit:
             for lock in {id(update.lock): update.lock for _, update in updates if update.lock}.values():
                 stack.enter_context(lock)
             if held:
-                stack.enter_context(self._blocker.inhibit(timeout))
+                stack.enter_context(self._hold_vcpus(timeout))
             with self._generations():
                 self._apply(updates)
                 for change in self._published:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +66,7 @@ class Transactions:
             registration; replaced under the big lock.
         log_mask: Clients that log all memory (`DirtyClient`). Guarded by the big lock.
         cover: Called with each region that comes into a view while there are such clients.
+        hold_vcpus: Holds the vCPUs for a context in place of the blocker, given the longest wait; or None.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Transactions:
         self.listeners: tuple[MemoryListener, ...] = ()
         self.log_mask = 0
         self.cover: Callable[[MemoryRegion], None] = lambda region: None
+        self.hold_vcpus: Callable[[float], AbstractContextManager[None]] | None = None
         self._blocker = blocker
         self._hold = hold
         self._inhibit_timeout = inhibit_timeout
@@ -142,7 +144,7 @@ class Transactions:
         delta = diff(old.sections, new.sections)
         change = SpaceChange(space, new, delta, (listener,), publish=False)
         with interrupts_held_back():
-            self._run(Commit([change], [listener], self._blocker))
+            self._run(Commit([change], [listener], self._blocker, self.hold_vcpus))
 
     # what edits need
 
@@ -281,7 +283,7 @@ class Transactions:
                         if section.region.block is not None:
                             self.cover(section.region)
             heard = {id(one) for change in changes for one in change.listeners}
-            commit = Commit(changes, [one for one in self.listeners if id(one) in heard], self._blocker)
+            commit = Commit(changes, [one for one in self.listeners if id(one) in heard], self._blocker, self.hold_vcpus)
             self._pins.take(commit.added)
             try:
                 self._run(commit)
