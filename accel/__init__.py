@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from accel.memory.mmio import MmioOps as MmioOps
     from accel.memory.region import MemoryRegion as MemoryRegion
     from accel.memory.region import RegionKind as RegionKind
+    from accel.memory.user_fault import UserFaults as UserFaults
     from accel.options import Option as Option
     from accel.plugins import open_accelerator as open_accelerator
     from accel.program import GuestProgram as GuestProgram
@@ -106,6 +107,7 @@ _WHERE = {
     "RunResult": "accel.result",
     "Shutdown": "accel.exits",
     "Update": "accel.memory.listener",
+    "UserFaults": "accel.memory.user_fault",
     "Vcpu": "accel.vcpu",
     "VcpuBackend": "accel.backend",
     "VcpuResult": "accel.result",

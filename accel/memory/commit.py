@@ -23,7 +23,7 @@ from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import MemoryListener, Update, call, falling, tell_all
 from accel.memory.record import SpaceChange, record
 
-Hold = Literal["always", "asked", "never"]
+Hold = Literal["always", "changes", "asked", "never"]
 
 
 class Commit:
@@ -76,7 +76,7 @@ class Commit:
         """Do it all.
 
         Args:
-            hold: Whether to hold the vCPUs: always, if a listener asks for it, or never.
+            hold: Whether to hold the vCPUs: always, if a listener changes anything, if one asks for it, or never.
             timeout: Longest wait for them, in seconds.
 
         Raises:
@@ -108,7 +108,8 @@ class Commit:
     # hold, apply, publish and resume
 
     def _apply_held(self, updates: Sequence[tuple[MemoryListener, Update]], hold: Hold, timeout: float) -> None:
-        held = hold == "always" or (hold == "asked" and any(update.needs_hold for _, update in updates))
+        held = hold == "always" or (hold == "changes" and bool(updates))
+        held |= hold == "asked" and any(update.needs_hold for _, update in updates)
         with ExitStack() as stack:
             for lock in {id(update.lock): update.lock for _, update in updates if update.lock}.values():
                 stack.enter_context(lock)

@@ -82,7 +82,7 @@ class MemoryRegionSection:
         """
         assert self.region.block is not None
         at = self.offset + start - self.range.start
-        return self.region.block.view[at : at + size]
+        return self.region.block.span(at, size)
 
     def store(self, start: int, data: bytes | memoryview) -> None:
         """Write to the memory that it shows from `start` on, and note that for the clients that log it.

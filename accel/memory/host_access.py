@@ -187,7 +187,7 @@ class HostAccess:
                         f"{what} is not the same piece of host memory as what lies before it; take a view of each"
                     )
             assert first.region.block is not None
-            span = first.region.block.view[at + address : at + address + size]
+            span = first.region.block.span(at + address, size)
             return span.toreadonly() if any(section.maps_readonly for section, _, _ in windows) else span
 
         return by_one_view(self, look)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.ram_block import RamBlock
+from accel.memory.user_fault import handled_blocks
 
 
 class Pins:
@@ -51,6 +52,11 @@ class Pins:
         for block in self._counts.elements():
             block.release()
         self._counts.clear()
+
+    @property
+    def user_faults(self) -> bool:
+        """Whether one of the blocks has a user-fault handler. O(handlers in the process)."""
+        return any(block in self._counts for block in handled_blocks())
 
     def __getitem__(self, block: RamBlock) -> int:
         """Return how many sections show `block`."""

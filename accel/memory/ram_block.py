@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
+import sys
 import weakref
+from typing import Protocol
 
 from accel.address import align_up, format_size
 from accel.errors import AddressError, ClosedError, StateError, UsageError
@@ -55,6 +58,13 @@ def check_host_memory(size: int, what: str) -> None:
         raise AddressError(f"{what} more than this host has ({host / (1 << 30):.1f}G); use less")
 
 
+class UserFaultHandler(Protocol):
+    """Who puts pages there when they are first touched (see `accel.memory.user_fault`)."""
+
+    def ensure(self, offset: int, size: int) -> None:
+        """Return once no page of that part is missing. Raises UserFaultError."""
+
+
 class RamBlock:
     """`max_size` bytes of reserved host memory, `size` of them in use.
 
@@ -72,6 +82,7 @@ class RamBlock:
         fd: The memfd or file, or -1. It is the block's own: to keep it longer, duplicate it.
         page_size: The pages that it is made of: the host's, or explicit huge pages.
         pins: How often `retain` was called more than `release`. Guarded by the big lock of the VM that maps it.
+        user_faults: Who puts pages there when they are first touched, or None; `accel.memory.user_fault` sets it.
 
     Raises:
         AddressError: A size or the name is malformed, or the host lacks what is asked for. No fd and no mapping
@@ -88,6 +99,7 @@ class RamBlock:
     ) -> None:
         self.fd = -1
         self.pins = 0
+        self.user_faults: UserFaultHandler | None = None
         self._map: mmap.mmap | None = None
         self._last: weakref.ref[mmap.mmap] | None = None
         limit = size if max_size is None else max_size
@@ -108,6 +120,7 @@ class RamBlock:
             mapping = self._mapped()
             # While it is exported nothing can close or move the mapping, so `address` stays good until `close`.
             self._export = memoryview(mapping)[:limit]
+            self._own_references = self._references()
             self._map = mapping
             self._last = weakref.ref(mapping)
             self.address = address_of(mapping)
@@ -203,11 +216,27 @@ class RamBlock:
 
         Raises:
             ClosedError: It is closed.
+            UserFaultError: It has a user-fault handler, and a page did not come.
         """
+        return self.span(0, self.max_size)
+
+    def span(self, offset: int, size: int) -> memoryview:
+        """Return a part of `view`, which the caller has checked to be inside. Raises as `view` does."""
+        if self.user_faults is not None:
+            self.user_faults.ensure(offset, size)
         try:
-            return self._export[:]
+            return self._export[offset : offset + size]
         except ValueError as error:
             raise self._closed() from error
+
+    def exports(self) -> int:
+        """Return how many memoryviews there are of it or of parts of it, but for its own."""
+        return self._references() - self._own_references
+
+    def _references(self) -> int:
+        # All memoryviews of one mapping, however they were cut, refer to one object, which CPython does not name.
+        shared = gc.get_referents(self._export)
+        return sys.getrefcount(shared[0])
 
     def discard(self, offset: int, size: int) -> None:
         """Give whole pages back to the host; they read as zero afterwards, in all processes that share them.
@@ -222,10 +251,13 @@ class RamBlock:
         Raises:
             AddressError: Not of whole pages, or not inside the block.
             UsageError: The block is a read-only or private file, or its file system cannot do it.
+            StateError: It has a user-fault handler.
             ClosedError: It is closed.
         """
         if self._map is None:
             raise self._closed()
+        if self.user_faults is not None:
+            raise StateError(f"RAM '{self.name}': a user-fault handler serves its pages; close that first")
         if offset % self.page_size or size % self.page_size:
             raise AddressError(
                 f"RAM '{self.name}': offset {offset:#x}, size {size:#x} are not of whole pages of "
@@ -254,8 +286,12 @@ class RamBlock:
         Raises:
             ClosedError: It is closed.
         """
-        with self.view as view:
-            return resident_bytes(self.address, len(view))
+        try:
+            # Keeps the mapping, without asking for its pages.
+            with self._export[:] as view:
+                return resident_bytes(self.address, len(view))
+        except ValueError as error:
+            raise self._closed() from error
 
     # lifetime
 
@@ -283,8 +319,10 @@ class RamBlock:
         """Unmap it, as soon as no memoryview is left; may be called twice.
 
         Raises:
-            StateError: An accelerator maps it; nothing has changed.
+            StateError: An accelerator maps it, or it has a user-fault handler; nothing has changed.
         """
+        if self.user_faults is not None:
+            raise StateError(f"RAM '{self.name}': a user-fault handler serves its pages; close that first")
         if self.pins:
             raise StateError(
                 f"RAM '{self.name}' is mapped {self.pins} times; take its regions out of the VM's map, or close the VM"

@@ -6,6 +6,7 @@ Source of the dirty-log clients: QEMU's memory API (docs/devel/memory.rst), the 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Self
 
 from accel.errors import AddressError, RegionError, StateError
@@ -63,11 +64,12 @@ class RegionContents(RegionNode):
         Raises:
             AddressError: Outside of the region.
             RegionError: It has no memory of its own.
+            UserFaultError: The memory has a user-fault handler (`accel.UserFaults`), and a page did not come.
         """
         length = self.size - offset if size is None else size
-        block = self._memory()
+        block = self.host_memory()
         self._check_inside(offset, length)
-        return block.view[offset : offset + length]
+        return block.span(offset, length)
 
     def clear(self, offset: int, size: int) -> None:
         """Set bytes of its memory to zero. Raises AddressError outside of the region."""
@@ -130,8 +132,20 @@ class RegionContents(RegionNode):
     def dirty_log(self) -> DirtyLog:
         """Return the log of its memory, making it where there is none. Raises RegionError without memory."""
         if self.dirty is None:
-            self.dirty = DirtyLog(self._memory().max_size)
+            self.dirty = DirtyLog(self.host_memory().max_size)
         return self.dirty
+
+    # for those who deal with the host memory itself
+
+    def host_memory(self) -> RamBlock:
+        """Return the block behind it. Raises RegionError where there is none."""
+        if self.block is None:
+            raise RegionError(self.name, "has no bytes of its own; only RAM, ROM and ROM devices have")
+        return self.block
+
+    def held_still(self) -> AbstractContextManager[object]:
+        """Return a context in which no change of the VM that it is in is under way: a transaction without edits."""
+        return self._editing(self._owner)
 
     # inside
 
@@ -140,11 +154,6 @@ class RegionContents(RegionNode):
         mask = sum(int(one) for one, times in counts.items() if times)
         self._change(_log_counts=counts, log_mask=mask)
         self._damage()
-
-    def _memory(self) -> RamBlock:
-        if self.block is None:
-            raise RegionError(self.name, "has no bytes of its own; only RAM, ROM and ROM devices have")
-        return self.block
 
     def _check_inside(self, offset: int, size: int) -> None:
         if not 0 <= offset <= offset + size <= self.size:

@@ -53,7 +53,7 @@ class Transactions:
     Args:
         big_lock: Held from begin to end of each.
         blocker: Holds the vCPUs.
-        hold: ``inhibit``, or ``unsafe`` to hold nobody (but for ``atomic="map"``).
+        hold: ``inhibit``, or ``unsafe`` to hold nobody (but for ``atomic="map"``, and with user-fault handlers).
         inhibit_timeout: Longest wait for the vCPUs, in seconds.
         before_commit: Called before a change is made, to deliver what the guest did under the map before. Edits
             that it makes become part of the change.
@@ -311,6 +311,9 @@ class Transactions:
     def _run(self, commit: Commit) -> None:
         self._blocker.check()
         hold: Hold = "always" if self._whole_map else "never" if self._hold == "unsafe" else "asked"
+        if self._pins.user_faults and not self._whole_map:
+            # A vCPU that waits for a page would have the accelerator wait inside the kernel; `accel.memory.user_fault`.
+            hold = "changes"
         with self.telling():
             commit.run(hold, self._inhibit_timeout)
 

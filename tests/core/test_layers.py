@@ -65,6 +65,7 @@ LAYERS = [
     "accel.memory.splice",
     "accel.memory.flat_view",
     "accel.memory.user_fault",
+    "accel.memory.page_resolver",
     "accel.memory.userfaultfd",
     "accel.memory.region",
     "accel.memory.region_contents",
