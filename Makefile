@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint types docs bench guests clean
+.PHONY: help demo test soak lint types docs bench host-check guests clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,10 +40,16 @@ docs: $(STAMP) ## run every example in the documentation and check its links
 bench: $(STAMP) ## measure beside C; needs gcc and KVM
 	$(BIN)/python -m benchmarks --check
 
+host-check: $(STAMP) ## repeat on this host what depends on it: all of KVM, the atomic cases, held updates beside C
+	$(BIN)/accelctl list
+	$(BIN)/python -m pytest -m kvm --timeout 600
+	$(BIN)/python -m pytest -m 'kvm and soak' --timeout 1800
+	$(BIN)/python -m benchmarks split
+
 guests: ## build the example guests again; needs gcc and binutils
 	$(MAKE) -C examples/guests
 	cp examples/guests/hello.bin examples/guests/touch.elf examples/workloads
-	cp examples/guests/compute.elf examples/guests/touch.elf accel/testing/images
+	cp examples/guests/compute.elf examples/guests/stress.elf examples/guests/touch.elf accel/testing/images
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
