@@ -51,8 +51,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import TracebackType
 
 from attrs import define
 
@@ -227,8 +228,7 @@ class AccelBlocker:
 
     # inhibiting
 
-    @contextmanager
-    def inhibit(self, timeout: float) -> Iterator[None]:
+    def inhibit(self, timeout: float) -> AbstractContextManager[None]:
         """Hold everyone out for the duration of the block. Needs the big lock; nests.
 
         Args:
@@ -238,11 +238,7 @@ class AccelBlocker:
             InhibitTimeoutError: Somebody did not come out; everybody goes on.
             LockError: The big lock is not held.
         """
-        self.inhibit_begin(timeout)
-        try:
-            yield
-        finally:
-            self.inhibit_end()
+        return _Inhibit(self, timeout)
 
     def inhibit_begin(self, timeout: float) -> None:
         """Hold everyone out until `inhibit_end`; see `inhibit`."""
@@ -251,7 +247,9 @@ class AccelBlocker:
             self._depth += 1
             return
         started = time.perf_counter()
-        self._let_pass(min(timeout, _FAIRNESS_TIMEOUT))
+        # Seen without the lock, since it is not exact in any case: who comes a moment later is not waited for.
+        if self._waiting:
+            self._let_pass(min(timeout, _FAIRNESS_TIMEOUT))
         try:
             self._owner = threading.get_ident()
             self._depth = 1
@@ -327,23 +325,44 @@ class AccelBlocker:
         self._all_passed.wait(timeout)
 
     def _wait_until_quiet(self, started: float, timeout: float) -> None:
-        me = threading.get_ident()
         kicked: set[VcpuGate] = set()
         while True:
             self.left.clear()
             busy = [gate for gate in self._gates if gate.busy]
-            with self.gates_lock:
-                calls = [call for thread, call in self._vm_calls.items() if thread != me]
-            if not busy and not calls:
-                return
             for gate in busy:
                 if gate not in kicked:
                     kicked.add(gate)
                     self.stats.kicks += 1
                     gate.kick(gate.thread_id)
+            calls = self._calls_of_others() if self._vm_calls else []
+            if not busy and not calls:
+                return
             waited = time.perf_counter() - started
             if waited >= timeout:
                 inside = [(gate.name, gate.operation, waited) for gate in busy]
                 raise InhibitTimeoutError(timeout, inside + [("the VM", call, waited) for call in calls])
             self.left.wait(min(timeout - waited, _INTERRUPT_PERIOD))
             deliver_interrupts()
+
+    def _calls_of_others(self) -> list[str]:
+        # None begins while the VM is inhibited: under this lock they look, and under it that was set.
+        with self.gates_lock:
+            return [call for thread, call in self._vm_calls.items() if thread != threading.get_ident()]
+
+
+class _Inhibit(AbstractContextManager[None]):
+    """The context of `AccelBlocker.inhibit`."""
+
+    __slots__ = ("_blocker", "_timeout")
+
+    def __init__(self, blocker: AccelBlocker, timeout: float) -> None:
+        self._blocker = blocker
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        self._blocker.inhibit_begin(self._timeout)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._blocker.inhibit_end()

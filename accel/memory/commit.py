@@ -12,16 +12,17 @@ the last observer has heard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Literal
 
 from accel.blocker import AccelBlocker
 from accel.errors import MapLostError
 from accel.interrupts import deliver_interrupts
-from accel.memory.flat_view import MemoryRegionSection
+from accel.memory.flat_view import FlatView, MemoryRegionSection
 from accel.memory.listener import MemoryListener, Update, call, falling, tell_all
 from accel.memory.record import SpaceChange, record
+from accel.memory.served import ServedHistory
 
 Hold = Literal["always", "changes", "asked", "never"]
 
@@ -108,38 +109,45 @@ class Commit:
     # hold, apply, publish and resume
 
     def _apply_held(self, updates: Sequence[tuple[MemoryListener, Update]], hold: Hold, timeout: float) -> None:
-        held = hold == "always" or (hold == "changes" and bool(updates))
-        held |= hold == "asked" and any(update.needs_hold for _, update in updates)
+        self.held = hold == "always" or (hold == "changes" and bool(updates))
+        self.held |= hold == "asked" and any(update.needs_hold for _, update in updates)
+        # Worked out before the hold, as all that can be: the guest stands still meanwhile.
+        published = self._published
+        recorded = [
+            (history, change.space.view, change.new)
+            for change in published
+            if (history := change.space.history) is not None
+        ]
         with ExitStack() as stack:
             for lock in {id(update.lock): update.lock for _, update in updates if update.lock}.values():
                 stack.enter_context(lock)
-            if held:
-                stack.enter_context(self._hold_vcpus(timeout))
-            with self._generations():
-                self._apply(updates)
-                for change in self._published:
-                    change.space.view = change.new
-                self.in_force, self.held = True, held
+            if self.held:
+                with self._hold_vcpus(timeout):
+                    self._make(updates, published, recorded)
+            else:
+                self._make(updates, published, recorded)
 
-    @contextmanager
-    def _generations(self) -> Iterator[None]:
-        """Tell the histories of the map when the change begins and when it is over, taken back or not."""
-        recorded = [
-            (history, change.space.view, change.new)
-            for change in self._published
-            if (history := change.space.history) is not None
-        ]
+    def _make(
+        self,
+        updates: Sequence[tuple[MemoryListener, Update]],
+        published: Sequence[SpaceChange],
+        recorded: Sequence[tuple[ServedHistory, FlatView, FlatView]],
+    ) -> None:
+        """Apply and publish; tell the histories when the change begins and when it is over, taken back or not."""
         for history, _, new in recorded:
             history.start(new)
         try:
-            yield
+            self._apply(updates)
+            for change in published:
+                change.space.view = change.new
+            self.in_force = True
         except BaseException:
             for history, old, _ in recorded:
                 history.start(old)
             raise
         finally:
             for history, _, _ in recorded:
-                history.complete(gate.entered for gate in self._blocker.gates)
+                history.complete([gate.entered for gate in self._blocker.gates])
 
     def _apply(self, updates: Sequence[tuple[MemoryListener, Update]]) -> None:
         begun: list[tuple[MemoryListener, Update]] = []
