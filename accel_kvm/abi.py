@@ -18,6 +18,7 @@ from accel_kvm.structs import KvmCpuid2 as KvmCpuid2
 from accel_kvm.structs import KvmCpuidEntry2 as KvmCpuidEntry2
 from accel_kvm.structs import KvmDirtyLog as KvmDirtyLog
 from accel_kvm.structs import KvmDtable as KvmDtable
+from accel_kvm.structs import KvmEnableCap as KvmEnableCap
 from accel_kvm.structs import KvmIoeventfd as KvmIoeventfd
 from accel_kvm.structs import KvmIrqLevel as KvmIrqLevel
 from accel_kvm.structs import KvmMpState as KvmMpState
@@ -42,6 +43,9 @@ KVM_MEM_GUEST_MEMFD = 1 << 2  # since Linux 6.8; KVM_SET_USER_MEMORY_REGION2 onl
 
 # Entries of the coalesced ring, which fills one host page.
 KVM_COALESCED_MMIO_MAX = (mmap.PAGESIZE - sizeof(KvmCoalescedMmioRing)) // sizeof(KvmCoalescedMmio)
+
+# Bits of KVM_CAP_DISABLE_QUIRKS2 (asm/kvm.h): to delete a slot drops what KVM built for all memory; since Linux 6.12.
+KVM_X86_QUIRK_SLOT_ZAP_ALL = 1 << 7
 
 # kvm_ioeventfd.flags.
 KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0
@@ -186,6 +190,7 @@ KVM_REGISTER_COALESCED_MMIO = _IOW(0x67, KvmCoalescedMmioZone)
 KVM_UNREGISTER_COALESCED_MMIO = _IOW(0x68, KvmCoalescedMmioZone)
 KVM_CREATE_PIT2 = _IOW(0x77, KvmPitConfig)
 KVM_IOEVENTFD = _IOW(0x79, KvmIoeventfd)
+KVM_ENABLE_CAP = _IOW(0xA3, KvmEnableCap)  # on a vCPU, too
 
 # On a vCPU.
 KVM_RUN = _IO(0x80)

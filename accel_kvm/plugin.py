@@ -38,7 +38,7 @@ class KvmAccelerator(Accelerator):
         except BackendError as error:
             return Availability(False, str(error))
         try:
-            return Availability(True, capabilities=system.capabilities(), details={"host": system.host(), "api": "12"})
+            return Availability(True, capabilities=system.capabilities(), details=system.details())
         finally:
             system.close()
 

@@ -48,6 +48,12 @@ class KvmUserspaceMemoryRegion2(Structure):
     ]
 
 
+class KvmEnableCap(Structure):
+    """A capability to switch on or off, with what it takes."""
+
+    _fields_ = [("cap", c_uint32), ("flags", c_uint32), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
+
+
 class KvmDirtyLog(Structure):
     """A slot and where its dirty bitmap goes: one bit per page, rounded up to whole 64-bit words."""
 

@@ -50,6 +50,11 @@ def extension(fd: int, number: int) -> int:
     return ioctl(fd, abi.KVM_CHECK_EXTENSION, number, "KVM_CHECK_EXTENSION")
 
 
+def can_zap_one_slot(fd: int) -> bool:
+    """Return whether a VM can be told to drop, with a slot, the page tables of that slot only."""
+    return bool(extension(fd, abi.KVM_CAP_DISABLE_QUIRKS2) & abi.KVM_X86_QUIRK_SLOT_ZAP_ALL)
+
+
 class KvmSystem:
     """An open ``/dev/kvm``.
 
@@ -75,6 +80,22 @@ class KvmSystem:
     def capabilities(self) -> frozenset[Capability]:
         """Return what the host offers in general; a VM may offer less."""
         return extensions(self.fd)
+
+    def details(self) -> dict[str, str]:
+        """Return what else is worth knowing of the host, by label."""
+        return {
+            "host": self.host(),
+            "api": str(abi.KVM_API_VERSION),
+            "slots": str(extension(self.fd, abi.KVM_CAP_NR_MEMSLOTS)),
+            "slot call": "KVM_SET_USER_MEMORY_REGION"
+            + (" (…REGION2, here too, adds only guest_memfd)" if extension(self.fd, abi.KVM_CAP_USER_MEMORY2) else ""),
+            "slot deletion": "drops the page tables of all memory"
+            + (
+                ", which can be switched off (KVM_X86_QUIRK_SLOT_ZAP_ALL)"
+                if can_zap_one_slot(self.fd)
+                else "; this kernel has no switch for that (KVM_X86_QUIRK_SLOT_ZAP_ALL, since Linux 6.12)"
+            ),
+        }
 
     def create_vm(self) -> int:
         """Return the file descriptor of a new VM (KVM_CREATE_VM)."""

@@ -101,7 +101,7 @@ FLAGS: list[tuple[list[str], int, str]] = [
     (["-o", "hold=unsafe"], 2, "must be ACCELERATOR.OPTION=VALUE, such as kvm.hold=unsafe"),
     (["-o", "kvm.hold"], 2, "must be ACCELERATOR.OPTION=VALUE"),
     (["-o", "kvm.hodl=unsafe"], 2, "accelerator.kvm.hodl = 'unsafe': no such option; did you mean 'hold'?"),
-    (["-o", "kvm.hold=safe"], 2, "accelerator.kvm.hold = 'safe': must be one of inhibit, unsafe, kick-all, region-list"),
+    (["-o", "kvm.hold=safe"], 2, "accelerator.kvm.hold = 'safe': must be one of inhibit, unsafe, kick-all"),
     (["--accel", "kvm", "-o", "mock.hold=unsafe"], 2, "-o mock.hold: the accelerators asked for are kvm"),
     (["-o", "vkm.hold=unsafe"], 2, "no accelerator 'vkm'; did you mean 'kvm'?"),
     (["--entry", "start"], 2, "'start' is no address; write it like 0x100000"),
