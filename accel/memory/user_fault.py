@@ -125,7 +125,7 @@ class UserFaults:
             if block.exports():
                 raise StateError(
                     f"somebody has a memoryview of the memory of '{name}', who would hang this process at a missing "
-                    "page; release what view and ram_view gave first"
+                    "page; drop what view and ram_view gave first, with del"
                 )
             self._resolver.start()
         except BaseException:
