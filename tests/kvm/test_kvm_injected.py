@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -190,3 +192,160 @@ def test_ports_answered_by_the_kernel_stay_as_they_were_where_a_call_fails(boot,
         assert os.eventfd_read(fd) == 1
         assert [address for address, *_ in guest.vm.backend.ring.pop()] == [0x608]
     os.close(fd)
+
+
+# while a guest runs
+
+LOW, COUNT_AT, COUNTED = 0x9000, 0x9004, 0x21_0000
+#: 1: mov $BASE, %esi; mov $192, %ecx; xor %edx, %edx; 2: add (%esi), %edx; add $64, %esi; loop 2b; mov %edx, LOW;
+#: incl COUNTED; incl COUNT_AT; jmp 1b: a sum over three pages of RAM, and twice how often it was made.
+SUMMING = "be00002000 b9c0000000 31d2 0316 83c640 e2f9 891500900000 ff0500002100 ff0504900000 ebd9"
+SUM = 64 * (0x33333333 + 0x11111111 + 0x22222222) & 0xFFFF_FFFF
+
+
+@attrs.define(eq=False)
+class BusyScene:
+    """A guest that sums up three pages of RAM and counts in a fourth, none of which is ever absent.
+
+    `change` goes forth and back in turn. Each is one commit: a slot is replaced by one of the other mode, one grows or
+    shrinks, one begins or ends to log, and a device with a doorbell and queued writes moves.
+    """
+
+    guest: object
+    flipped: accel.MemoryRegion
+    grown: accel.MemoryRegion
+    counted: accel.MemoryRegion
+    device: accel.MemoryRegion
+    forth: bool = True
+
+    def change(self) -> None:
+        with self.guest.vm.transaction():
+            self.flipped.set_readonly(self.forth)
+            self.grown.resize((3 if self.forth else 2) * PAGE_SIZE)
+            (self.counted.start_log if self.forth else self.counted.stop_log)(VGA)
+            self.device.move(NEXT_DEVICE if self.forth else DEVICE)
+        self.forth = not self.forth
+
+    def check(self) -> None:
+        """Wait until the guest has made a sum that it began after now, and compare it."""
+        enough = self.guest.word(COUNT_AT) + 2
+        deadline = time.monotonic() + 20
+        while self.guest.word(COUNT_AT) < enough:
+            assert time.monotonic() < deadline, "the guest does not go on"
+        assert self.guest.word(LOW) == SUM
+
+    def check_counts(self) -> None:
+        """Compare the two counts, one of which went through slots that logged and did not; the guest stands still."""
+        counted = int.from_bytes(self.counted.read(0, 4), "little")
+        assert counted - self.guest.word(COUNT_AT) in (0, 1)
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        vm = self.guest.vm
+        slots = {slot: slot.log is not None for slot in self.guest.listener.slots}
+        return slots, vm.memory.view, str(vm.memory)
+
+
+@pytest.fixture
+def busy(boot, filled) -> Iterator[Callable[[str], BusyScene]]:
+    """Make scenes with a guest that is about to sum up."""
+    fds: list[int] = []
+
+    def make(plan: str) -> BusyScene:
+        guest = boot(SUMMING, plan=plan)
+        flipped, counted = filled("flipped", 0x33), filled("counted", 0)
+        grown = filled("grown", 0x22, 2 * PAGE_SIZE, 3 * PAGE_SIZE)
+        grown.write(0, b"\x11" * PAGE_SIZE)
+        device = accel.MemoryRegion.mmio("device", 16)
+        fds.append(os.eventfd(0, os.EFD_NONBLOCK))
+        with guest.vm.transaction():
+            device.add_eventfd(0, fds[-1], size=1)
+            device.add_coalescing(8, 8)
+            guest.vm.memory.add(flipped, at=BASE)
+            guest.vm.memory.add(grown, at=BASE + PAGE_SIZE)
+            guest.vm.memory.add(counted, at=COUNTED)
+            guest.vm.memory.add(device, at=DEVICE)
+        return BusyScene(guest, flipped, grown, counted, device)
+
+    yield make
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL, errno.EEXIST])
+@pytest.mark.parametrize("plan", ["least", "replace"])
+def test_busy_guest_goes_on_and_verifies_its_memory_whichever_call_of_a_commit_fails(
+    busy, faults, plan, number
+) -> None:
+    stage = busy(plan)
+    with stage.guest.running() as exits:
+        for _ in range(2):
+            before, position, failed = stage.state, 0, True
+            while failed:
+                faults.reset({position: number})
+                try:
+                    stage.change()
+                except BackendError as error:
+                    assert error.errno == number
+                    assert stage.state == before
+                    position += 1
+                else:
+                    failed = False
+                stage.check()
+            # Two doorbell and two queue calls, a toggle, a slot replaced, and one or two calls for growth; and
+            # on the way back the bits of the log that ends.
+            assert position == len(faults.calls) == {"least": 8, "replace": 9}[plan] + stage.forth
+            assert stage.state != before
+    assert set(exits) <= {accel.Interrupted()}
+    stage.check_counts()
+
+
+@pytest.mark.parametrize("plan", ["least", "replace"])
+def test_busy_guest_loses_no_written_page_whichever_call_fails(busy, faults, plan) -> None:
+    stage = busy(plan)
+    stage.change()
+    with stage.guest.running():
+        for position in range({"least": 9, "replace": 10}[plan]):
+            stage.check()
+            faults.reset({position: errno.ENOMEM})
+            with pytest.raises(BackendError):
+                stage.change()
+            assert stage.guest.dirty_pages(stage.counted) == [0]
+
+
+@pytest.mark.parametrize("plan", ["least", "replace"])
+def test_busy_guest_sees_changes_whose_calls_are_interrupted_as_if_they_were_not(busy, faults, plan) -> None:
+    stage = busy(plan)
+    with stage.guest.running() as exits:
+        for _ in range(6):
+            faults.reset({call: errno.EINTR for call in range(100) if call % 3 != 2})
+            stage.change()
+            assert len(faults.calls) == 3 * ({"least": 8, "replace": 9}[plan] + stage.forth)
+            stage.check()
+    assert set(exits) <= {accel.Interrupted()}
+    stage.check_counts()
+
+
+@pytest.mark.parametrize("position", range(1, 9))
+def test_busy_guest_stops_for_good_where_a_change_cannot_be_undone(busy, faults, position) -> None:
+    stage = busy("replace")
+    ended: list[BaseException] = []
+
+    def loop() -> None:
+        try:
+            while True:
+                assert stage.guest.vcpu.run() == accel.Interrupted()
+        except MapLostError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    stage.check()
+    faults.reset({position: errno.ENOMEM, position + 1: errno.EIO})
+    with pytest.raises(MapLostError, match="EIO"):
+        stage.change()
+    count = stage.guest.word(COUNT_AT)
+    thread.join(30)
+    assert "EIO" in str(ended[0])
+    assert stage.guest.word(COUNT_AT) == count
+    stage.check_counts()
