@@ -198,6 +198,10 @@ class VmBackend(ABC):
         """Let the vCPUs go on after `kick_all`. Must not fail."""
         raise CapabilityError("this accelerator cannot kick all vCPUs by itself; use hold=inhibit")
 
+    def memory_figures(self) -> Mapping[str, float]:
+        """Return figures of its memory for reports, such as `SlotPlanner.figures`; read without a lock."""
+        return {}
+
     def host(self) -> str:
         """Return the flavour of host it runs on, for reports."""
         return ""

@@ -54,7 +54,8 @@ class RunResult:
         coalesced_writes: Guest writes that came through the ring instead of as exits.
         unassigned: Guest accesses, to memory or ports, that nothing served.
         memory: Figures of memory changes since the machine was created: ``commits``, ``unheld``, ``inhibits``,
-            ``kicks``, ``wait_seconds`` and ``hold_seconds``.
+            ``kicks``, ``wait_seconds`` and ``hold_seconds``; and what the accelerator adds, such as ``slots``,
+            ``fragments`` and ``slot_calls``.
     """
 
     outcome: Outcome

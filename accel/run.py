@@ -195,6 +195,7 @@ class Run:
                 "kicks": stats.kicks,
                 "wait_seconds": stats.wait_seconds,
                 "hold_seconds": stats.hold_seconds,
+                **vm.backend.memory_figures(),
             },
         )
 

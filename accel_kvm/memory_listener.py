@@ -120,9 +120,9 @@ class KvmMemoryListener(KvmIoListener):
         super().commit()
 
     @property
-    def fragments(self) -> int:
-        """How many slots fewer the map would take if all were merged. O(1)."""
-        return self._planner.fragments
+    def figures(self) -> dict[str, float]:
+        """``slots``, ``fragments`` and ``slot_calls``; see `SlotPlanner.figures`. O(1)."""
+        return self._planner.figures
 
     # dirty pages
 

@@ -6,6 +6,7 @@ Source: KVM api.rst, section 4, "vm ioctls". A VM belongs to the process that cr
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from ctypes import c_uint64
 from typing import cast
 
@@ -52,6 +53,7 @@ class KvmVm(VmBackend):
         self._kick_signal = cast(int, config.options.get("kick_signal", DEFAULT_SIGNAL))
         self._fd = -1
         self._ring_page = 0
+        self._listener: KvmMemoryListener | None = None
         install(self._kick_signal)
         self._system = KvmSystem()
         try:
@@ -122,7 +124,7 @@ class KvmVm(VmBackend):
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the memslots, and what KVM answers by itself."""
-        return KvmMemoryListener(
+        self._listener = KvmMemoryListener(
             self._fd,
             policy=cast(Policy, self._config.options.get("plan", "least")),
             page_size=self.page_size,
@@ -130,6 +132,11 @@ class KvmVm(VmBackend):
             capabilities=self.capabilities,
             any_size=self._any_size,
         )
+        return self._listener
+
+    def memory_figures(self) -> Mapping[str, float]:
+        """Return figures of the slots."""
+        return {} if self._listener is None else self._listener.figures
 
     def io_listener(self) -> MemoryListener | None:
         """Return the listener for ports that KVM answers by itself."""

@@ -81,6 +81,11 @@ class MockMemoryListener(MockIoListener):
         self._planner.settle()
         self.begin()
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """``slots``, ``fragments`` and ``slot_calls``; see `SlotPlanner.figures`."""
+        return self._planner.figures
+
     def abort(self) -> None:
         """Let go of the sections."""
         self.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import cast
 
 from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
@@ -38,6 +39,7 @@ class MockVm(VmBackend):
             self._bus,
             cast(int, options.get("slot_latency_us", 0)) / 1e6,
         )
+        self._listener: MockMemoryListener | None = None
         self._ring = MockCoalescedRing()
         self.ring: CoalescedRing | None = self._ring
 
@@ -47,7 +49,12 @@ class MockVm(VmBackend):
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the slots, and the coalesced parts of the memory."""
-        return MockMemoryListener(self._memslots, self._ring, self._policy)
+        self._listener = MockMemoryListener(self._memslots, self._ring, self._policy)
+        return self._listener
+
+    def memory_figures(self) -> Mapping[str, float]:
+        """Return figures of the slots."""
+        return {} if self._listener is None else self._listener.figures
 
     def io_listener(self) -> MemoryListener | None:
         """Return the listener that keeps the coalesced ports."""

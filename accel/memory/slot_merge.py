@@ -67,6 +67,13 @@ class SlotPlanner:
         # What `settle` looks at.
         self._gone: list[AddressRange] = []
         self._touched: list[AddressRange] = []
+        self._steps = 0
+        self._steps_made = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """How many slots there are, how many of them merging would save, and the slot calls that were made so far."""
+        return {"slots": self._count(), "fragments": self.fragments, "slot_calls": self._steps_made}
 
     @property
     def fragments(self) -> int:
@@ -99,7 +106,10 @@ class SlotPlanner:
         runs = _runs(present, wanted, plan) if len(present) > len(plan.deletes) else []
         self._touched = [AddressRange(run[0].gpa, run[-1].range.end) for run in runs]
         need = self.excess(plan)
-        return merge(plan, runs, self._standing_runs(), need) if need > 0 else plan
+        if need > 0:
+            plan = merge(plan, runs, self._standing_runs(), need)
+        self._steps = len(plan.toggles) + len(plan.deletes) + len(plan.creates)
+        return plan
 
     def excess(self, plan: SlotPlan) -> int:
         """Return by how many slots `plan` would go beyond `slot_count`; 0 or less if it fits."""
@@ -111,7 +121,8 @@ class SlotPlanner:
             self._runs.forget(window)
         for window in self._touched:
             self._runs.note(window, sum(1 for _ in self._within(window)))
-        self._gone, self._touched = [], []
+        self._steps_made += self._steps
+        self._gone, self._touched, self._steps = [], [], 0
 
     def _standing_runs(self) -> Iterator[Run]:
         """Yield the runs of sections that stay, those of most slots first."""

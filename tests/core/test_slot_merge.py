@@ -141,6 +141,18 @@ def test_planner_maps_all_pages_and_refuses_only_what_cannot_fit(steps, slot_cou
         event(f"fragments: {table.planner.fragments}")
 
 
+def test_planner_merges_nothing_of_a_section_that_goes() -> None:
+    """Although its run is the longest."""
+    table = Table(5)
+    for view in (_view((0, 1), (8, 9)), _view((0, 2), (8, 9)), _view((0, 3), (8, 10))):
+        table.become(view)
+    assert table.planner.figures == {"slots": 5, "fragments": 3, "slot_calls": 5}
+    new = _view((4, 5), (6, 7), (8, 10), (11, 12), (13, 14))
+    table.become(new)
+    assert table.pages() == _pages(new)
+    assert table.planner.figures == {"slots": 5, "fragments": 0, "slot_calls": 5 + 5 + 5}
+
+
 def test_planner_leaves_fragments_alone_while_there_are_slots_enough() -> None:
     table = Table(5)
     for end in range(1, 6):
