@@ -74,8 +74,9 @@ class Judge:
         self._last = list(self.iteration)
 
 
+@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.soak) for turn in range(1, 30))])
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_log_has_each_page_that_was_written_in_the_iteration(machine, cpus) -> None:
+def test_log_has_each_page_that_was_written_in_the_iteration(machine, cpus, turn) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     one = machine(*(writer(seed, vcpu) for vcpu in range(cpus)))

@@ -15,7 +15,6 @@ from accel.result import Outcome
 AT = 0x1000_0000
 PAGES = 64
 CPUS = 4
-CHANGES = 300
 ROUND_PORT, ERROR_PORT = 0x80, 0x81
 
 
@@ -28,8 +27,9 @@ def toucher(window: AddressRange, value: int) -> GuestProgram:
     return GuestProgram((Loop((*ops, Out(ROUND_PORT, value), Out(ERROR_PORT, ERRORS, 4)), None),))
 
 
+@pytest.mark.parametrize("least", [300, pytest.param(20_000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("windows", ["partitioned", "overlapping"])
-def test_slot_added_and_deleted_beside_memory_in_use_disturbs_no_vcpu(machine, windows) -> None:
+def test_slot_added_and_deleted_beside_memory_in_use_disturbs_no_vcpu(machine, windows, least) -> None:
     whole = AddressRange.sized(AT, PAGES * PAGE_SIZE)
     share = whole.size // CPUS
     parts = [AddressRange.sized(AT + number * share, share) for number in range(CPUS)]
@@ -51,7 +51,7 @@ def test_slot_added_and_deleted_beside_memory_in_use_disturbs_no_vcpu(machine, w
 
     run = one.start()
     changes = 0
-    while not run.done and (changes < CHANGES or min(rounds) < 3):
+    while not run.done and (changes < least or min(rounds) < 3):
         one.memory.add(dummy, at=AT - PAGE_SIZE)
         one.memory.remove(dummy)
         changes += 1

@@ -1,0 +1,77 @@
+"""Memory that logs dirty pages and goes under vCPUs that write to it: no bit is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+import accel
+from accel.address import PAGE_SIZE
+from accel.memory.dirty import DirtyClient
+from accel.program import Add, Loop, Out
+
+LOW, HIGH = 0x1000_0000, 0x2000_0000
+PORT = 0x80
+PAGES = 64
+
+
+@pytest.mark.parametrize("how", ["remove", "shrink", "cover", "replace all"])
+@pytest.mark.parametrize("plan", ["least", "replace"])
+def test_logged_memory_that_goes_under_two_writing_vcpus_loses_no_page(machine, pace, plan, how) -> None:
+    adds = tuple(Add(LOW + page * PAGE_SIZE, 1, 8) for page in range(PAGES))
+    one = machine(Loop((*adds, Out(PORT, 0)), None), cpus=2, plan=plan)
+    guest = pace(one)
+    region = accel.MemoryRegion.ram("logged", PAGES * PAGE_SIZE, max_size=2 * PAGES * PAGE_SIZE)
+    cover = accel.MemoryRegion.ram("cover", PAGES // 2 * PAGE_SIZE)
+    region.start_log(DirtyClient.VGA)
+    one.memory.add(region, at=LOW)
+
+    assert region.block is not None
+    memory = region.block.view
+
+    def contents() -> list[bytes]:
+        return [bytes(memory[page * PAGE_SIZE : page * PAGE_SIZE + 16]) for page in range(PAGES)]
+
+    def go() -> None:
+        match how:
+            case "remove":
+                one.memory.remove(region)
+            case "shrink":
+                region.resize(PAGES // 2 * PAGE_SIZE)
+            case "cover":
+                one.memory.add(cover, at=LOW, priority=1)
+            case _:
+                with one.transaction("map"):
+                    region.move(HIGH)
+                    one.memory.add(cover, at=LOW)
+
+    def come() -> None:
+        match how:
+            case "remove":
+                one.memory.add(region, at=LOW)
+            case "shrink":
+                region.resize(PAGES * PAGE_SIZE)
+            case "cover":
+                one.memory.remove(cover)
+            case _:
+                with one.transaction("map"):
+                    one.memory.remove(cover)
+                    region.move(LOW)
+
+    run = one.start()
+    written = 0
+    for _ in range(15):
+        guest.wait()
+        one.vm.dirty_log.collect(region, DirtyClient.VGA)
+        before = contents()
+        guest.wait(1)
+        go()
+        one.pause()
+        changed = {page for page, data in enumerate(contents()) if data != before[page]}
+        come()
+        snapshot = one.vm.dirty_log.collect(region, DirtyClient.VGA)
+        assert all(snapshot.is_dirty(page * PAGE_SIZE) for page in changed)
+        written += len(changed)
+        one.resume()
+    one.stop()
+    run.wait()
+    assert written > 15
