@@ -319,6 +319,19 @@ def test_slot_update_at_once_that_cannot_be_taken_back_is_a_lost_map(logged_list
         update.undo()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_slot_update_that_is_undone_counts_what_was_written_meanwhile_to_slots_that_nobody_read(at_once) -> None:
+    kernel, log = Kernel(), DirtyLog(1 << 20)
+    log.start(VGA)
+    log.clear(VGA, 0, 1 << 20)
+    update = kernel.update(SlotPlan((), (_slot(2, log),)), at_once=at_once)
+    assert not update.needs_hold
+    update.apply()
+    assert not log.is_dirty(VGA, 2 * 4096)
+    update.undo()
+    assert [log.is_dirty(VGA, page * 4096) for page in (1, 2, 3)] == [False, True, False]
+
+
 STEP = st.tuples(
     views(),
     st.sampled_from(["least", "replace"]),
