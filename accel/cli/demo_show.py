@@ -95,7 +95,7 @@ def run_demo(names: str | None, seconds: float, *, as_json: bool) -> int:
     return ExitCode.SUCCESS if passed else ExitCode.EXPECTATION_FAILED
 
 
-def choose(names: str | None) -> Chosen:
+def choose(names: str | None, command: str = "demo") -> Chosen:
     """Return the first accelerator that can be used. Raises NoAcceleratorError with the reasons if none can."""
     reasons: dict[str, str] = {}
     for name in default_accelerators() if names is None else parse_accelerators(names):
@@ -108,7 +108,7 @@ def choose(names: str | None) -> Chosen:
         if found.ok and accelerator.executes & {"x86", "program"}:
             return Chosen(accelerator, found.details.get("host", ""), reasons)
         reasons[name] = found.reason or f"executes {', '.join(sorted(accelerator.executes))}"
-    raise NoAcceleratorError(reasons, "the accelerator 'mock' runs anywhere: accelctl demo --accel mock")
+    raise NoAcceleratorError(reasons, f"the accelerator 'mock' runs anywhere: accelctl {command} --accel mock")
 
 
 def verdict(unprotected: Side, protected: Side) -> bool:

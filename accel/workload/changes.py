@@ -56,7 +56,7 @@ class Changes(Worker):
         mount = self._mounts[spec.region]
         state = asked(spec, mount)
         if number % 2:
-            state = _restored(spec, mount)
+            state = restored(spec, mount)
         mount.become(state, spec.atomic)
         self.made += 1
 
@@ -93,7 +93,7 @@ def asked(spec: ChangeSpec, mount: Mount) -> MountState:
             return evolve(state, cut=None)
 
 
-def _restored(spec: ChangeSpec, mount: Mount) -> MountState:
+def restored(spec: ChangeSpec, mount: Mount) -> MountState:
     """Return the state in which what the change is about is as the file describes it."""
     state, own = mount.state, mount.own
     match spec.do:

@@ -60,6 +60,7 @@ class Session:
         machine: The machine.
         console: What all console devices write to.
         line: The first device that takes input, or None.
+        mounts: The workload's regions in its memory, by name.
     """
 
     def __init__(self, workload: Workload, name: str = "workload", *, console: BinaryIO | None = None) -> None:
@@ -82,7 +83,7 @@ class Session:
         )
         try:
             self._attach_devices()
-            self._mounts = mount_regions(self.machine, workload.regions)
+            self.mounts = mount_regions(self.machine, workload.regions)
             self.machine.load(image)
         except BaseException:
             self.machine.close()
@@ -107,7 +108,7 @@ class Session:
         """
         if timeout is None and self._workload.run.timeout is not None:
             timeout = self._workload.run.timeout * 1e-6
-        changes = Changes(self.machine, self._workload.changes, self._mounts)
+        changes = Changes(self.machine, self._workload.changes, self.mounts)
         with ExitStack() as stack:
             workers: list[Worker] = [changes]
             if chunks is None:
@@ -185,7 +186,7 @@ class Session:
 
     def _ram_use(self) -> tuple[RamUse, ...]:
         """Return what the machine's RAM and the regions with memory use now."""
-        regions = [self.machine.ram, *(mount.region for mount in self._mounts.values())]
+        regions = [self.machine.ram, *(mount.region for mount in self.mounts.values())]
         return tuple(
             RamUse(one.name, block.size, block.backing.kind, block.page_size, block.resident_bytes())
             for one in regions

@@ -32,13 +32,13 @@ def test_help_lists_commands_and_exit_codes(accelctl: Accelctl) -> None:
     done = accelctl("--help")
     text = done.stdout.decode()
     assert done.returncode == 0
-    for word in ("run", "mtree", "list", "demo", "Exit codes:"):
+    for word in ("run", "mtree", "list", "demo", "stress", "Exit codes:"):
         assert word in text
     for code, meaning in MEANINGS.items():
         assert f"{code:>3}  {meaning}" in text
 
 
-@pytest.mark.parametrize("command", ["run", "mtree", "list", "demo"])
+@pytest.mark.parametrize("command", ["run", "mtree", "list", "demo", "stress"])
 def test_help_of_each_command(accelctl: Accelctl, command: str) -> None:
     assert accelctl(command, "--help").stdout.startswith(f"Usage: accelctl {command} ".encode())
 
@@ -103,7 +103,7 @@ def test_group_has_the_commands_of_plugins(manager: PluginManager) -> None:
     manager.register(plugin(lambda cli: cli.add_command(command)), "third-party")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "extra"]
+    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "extra"]
     assert group.get_command(context, "extra") is command
 
 
@@ -124,7 +124,7 @@ def test_group_plugin_cannot_replace_a_command_of_its_own(manager: PluginManager
     manager.register(plugin(lambda cli: cli.add_command(click.Command("run"))), "third-party")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo"]
+    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress"]
     assert group.get_command(context, "run") is not group.commands["run"]
 
 

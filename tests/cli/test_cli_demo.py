@@ -82,6 +82,6 @@ def test_verdict_needs_faults_without_protection_and_none_with_it(
 def test_images_in_the_package_are_the_example_guests(guests: Path) -> None:
     folder = Path(__file__).parents[2] / "accel" / "testing" / "images"
     images = {path.name for path in folder.glob("*.elf")}
-    assert images == {"compute.elf", "touch.elf"}
+    assert images == {"compute.elf", "stress.elf", "touch.elf"}
     for name in images:
         assert (folder / name).read_bytes() == (guests / name).read_bytes(), f"copy examples/guests/{name} anew"

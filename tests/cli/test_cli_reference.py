@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from accel.cli import demo, list, mtree, run
+from accel.cli import demo, list, mtree, run, stress
 from accel.program import _OPS
 from accel.result import Outcome
 from accel.workload import schema
@@ -58,7 +58,7 @@ def test_workload_page_lists_every_outcome() -> None:
     assert re.findall(r"`([^`]*)`", row)[1:] == [str(outcome) for outcome in Outcome]
 
 
-@pytest.mark.parametrize("command", [run.command, mtree.command])
+@pytest.mark.parametrize("command", [run.command, mtree.command, stress.command])
 def test_accelctl_page_lists_every_flag(command: click.Command) -> None:
     text = sections("accelctl.md")[f"accelctl {command.name}"]
     listed = {word.split()[0] for word in first_cells(text) if word.startswith("-")}
@@ -86,3 +86,12 @@ def test_accelctl_page_lists_every_key_of_the_report() -> None:
     data = Report("x", result, b"\xff", 1, False, 0).to_data()
     listed = set(re.findall(r"`([^`]*)`", sections("accelctl.md")["Output"]))
     assert set(data) <= listed
+
+
+def test_accelctl_page_lists_every_key_of_stress_and_every_kind() -> None:
+    from accel.stress.figures import Combination, Figures
+
+    data = Figures(Combination("read", 1, "inhibit", "replace")).to_data()
+    text = sections("accelctl.md")["accelctl stress"]
+    listed = set(re.findall(r"`([^`]*)`", text))
+    assert {*data, *stress.TOUCHES, *stress.CHANGES} <= listed

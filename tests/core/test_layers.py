@@ -23,6 +23,7 @@ PLUGINS = ("accel_kvm", "accel_mock", "accel_hvf_stub")
 LAYERS = [
     "accel.__main__",
     "accel.cli",
+    "accel.stress",
     "accel.workload",
     "accel.testing",
     "accel.machine",

@@ -116,6 +116,12 @@ def test_touch_image_has_its_control_block_where_documented() -> None:
     assert struct.unpack_from("<8Q", segment.data()) == (0, 0, 0, 0x1000_0000, 1 << 20, 16 << 10, 50, 0)
 
 
+def test_stress_image_has_its_control_block_where_documented() -> None:
+    segment = segments_of((GUESTS / "stress.elf").read_bytes())[0]
+    assert (segment["p_paddr"], segment["p_filesz"]) == (CONTROL_BLOCK, 0x88 + 16 * 0x40)
+    assert not any(segment.data())
+
+
 def test_compute_image_and_readme_know_the_digest() -> None:
     primes = [n for n in range(2, 2000) if all(n % d for d in range(2, int(n**0.5) + 1))][:256]
     digest = hashlib.sha256(b"".join(prime.to_bytes(2, "little") for prime in primes)).hexdigest()

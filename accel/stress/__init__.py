@@ -1,0 +1,5 @@
+"""Stress: guests touch memory in every way there is while their memory map changes, with figures of what came of it.
+
+Layer: below the command line, above workloads. `runner.run_stress` is the entry; ``accelctl stress`` and tests call it.
+`area` says what lies where, `changes` what changes, `guests` who touches it, `figures` what is counted.
+"""

@@ -1,0 +1,267 @@
+"""accelctl stress: on real KVM and on the mock, its table, document and pictures, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from accel.cli import stress as command_module
+from accel.cli.stress_show import _fitting_table, milliseconds, passed
+from accel.stress.changes import CHANGES
+from accel.stress.figures import Combination, Figures, Hold
+from accel.stress.guests import MAX_CPUS, TOUCHES
+
+Accelctl = Callable[..., "subprocess.CompletedProcess[bytes]"]
+MOCK = ("stress", "--accel", "mock", "--cpus", "1", "--seed", "7")
+
+WORKLOAD = """
+format = 1
+machine = {accelerators = ["mock"], memory = "2M"}
+device = [{type = "debug-exit"}]
+region = [{name = "window", kind = "ram", at = 0x1000_0000, size = "64K", max_size = "128K"}]
+image = {program = [{op = "loop", body = [{op = "load", address = 0x1000_0000, expect = 0}]}]}
+[[change]]
+region = "window"
+do = "resize"
+size = "128K"
+every = "1ms"
+"""
+
+
+def row(hold: Hold = "inhibit", **figures: int) -> Figures:
+    return Figures(Combination("read", 1, hold, "replace"), complete=True, **figures)
+
+
+def test_stress_flags_know_all_touches_and_changes() -> None:
+    assert command_module.TOUCHES == TOUCHES
+    assert command_module.CHANGES == CHANGES
+    assert command_module._MOST_CPUS == MAX_CPUS
+
+
+@pytest.mark.kvm
+def test_stress_on_kvm_prints_one_document_with_all_figures(accelctl: Accelctl) -> None:
+    done = accelctl("stress", "--updates", "15", "--seed", "3", "--cpus", "1,2", "--touch", "read,walk", "--json")
+    data = json.loads(done.stdout)
+    assert done.returncode == 0, data
+    assert done.stderr == b""
+    assert (data["format"], data["accelerator"], data["seed"], data["passed"]) == (1, "kvm", 3, True)
+    rows = data["rows"]
+    assert [(one["touch"], one["cpus"], one["hold"]) for one in rows] == [
+        (touch, cpus, hold) for touch in ("read", "walk") for cpus in (1, 2) for hold in ("inhibit", "unsafe")
+    ]
+    for one in rows:
+        assert one["updates"] == 15
+        assert one["inhibits"] == (15 if one["hold"] == "inhibit" else 0)
+        assert 0 < one["p50_us"] <= one["p99_us"] <= one["max_us"]
+        assert sum(count for _, count in one["latencies_us"]) == 15
+        assert one["timeline"][-1][1] == 15
+    assert all(one["clean"] for one in rows if one["hold"] == "inhibit")
+
+
+def test_stress_for_people_prints_a_table_and_what_it_comes_to(accelctl: Accelctl) -> None:
+    done = accelctl(*MOCK, "--updates", "10", "--touch", "read", "--hold", "inhibit", "--plan", "both")
+    text = done.stdout.decode()
+    assert done.returncode == 0, text
+    assert done.stderr == b"", "the bar is for terminals"
+    assert "2 combinations, 10 updates each, back to back; seed 7" in text
+    lines = text.splitlines()
+    head = next(line.split() for line in lines if line.startswith("touch"))
+    assert head[:6] == ["touch", "plan", "hold", "vCPUs", "updates", "held"]
+    assert [line.split()[:6] for line in lines if line.startswith("read")][1] == [
+        "read", "replace", "inhibit", "1", "10", "10",
+    ]  # fmt: skip
+    assert lines[-1].split() == ["vCPUs", "held:", "20", "updates,", "0", "faults,", "0", "errors"]
+
+
+def test_stress_of_one_seed_makes_the_same_changes(accelctl: Accelctl) -> None:
+    flags = ("--updates", "25", "--touch", "read", "--plan", "least", "--hold", "inhibit", "--json")
+    held = [json.loads(accelctl(*MOCK, *flags).stdout)["rows"][0]["inhibits"] for _ in range(2)]
+    # By the least plan, how many holds there are depends on the changes.
+    assert held[0] == held[1] > 0
+
+
+def test_stress_on_the_mock_leaves_page_walks_out(accelctl: Accelctl) -> None:
+    data = json.loads(accelctl(*MOCK, "--updates", "1", "--json").stdout)
+    assert [one["touch"] for one in data["rows"]][::2] == ["read", "write", "locked", "fetch", "mixed"]
+
+
+def test_stress_with_a_workload_file_runs_its_guest_and_changes(accelctl: Accelctl, tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text(WORKLOAD)
+    done = accelctl("stress", "w.toml", "--updates", "10", "--accel", "mock", "--hold", "inhibit", "--json")
+    (one,) = json.loads(done.stdout)["rows"]
+    assert done.returncode == 0
+    assert (one["touch"], one["updates"], one["inhibits"], one["clean"]) == ("w.toml", 10, 10, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--touch", "read,wriet"], 2, "'wriet' is none of read, write"),
+        (["--touch", ""], 2, "'' is none of"),
+        (["--change", "slip"], 2, "'slip' is none of split"),
+        (["--cpus", "2,0"], 2, "'0' is no number of vCPUs from 1 to 16"),
+        (["--cpus", "17"], 2, "'17' is no number of vCPUs"),
+        (["--cpus", "²"], 2, "is no number of vCPUs"),
+        (["--rate", "0"], 2, "0.0 is no number above zero"),
+        (["--rate", "nan"], 2, "is no number above zero"),
+        (["--seconds", "1", "--updates", "1"], 2, "give one of them"),
+        (["--plot", "x.jpg"], 2, "must end in .png or .svg"),
+        (["--plot", "nothere/x.png"], 2, "its folder is not there"),
+        (["x.bin"], 2, "a workload file's name ends in .toml"),
+        (["x.toml", "--cpus", "2"], 2, "--cpus is for the built-in guests"),
+        (["x.toml"], 2, "x.toml"),
+        (["--accel", "mock", "--touch", "walk"], 3, "walk no page tables"),
+        (["--accel", "hvf"], 3, "accelctl stress --accel mock"),
+    ],
+)
+def test_stress_bad_flags_are_refused_before_anything_runs(
+    accelctl: Accelctl, flags: list[str], code: int, says: str
+) -> None:
+    done = accelctl("stress", *flags)
+    assert done.returncode == code
+    assert says in " ".join(done.stderr.decode().split())
+    assert b"Traceback" not in done.stderr
+
+
+def test_stress_interrupted_shows_what_there_is(tmp_path: Path) -> None:
+    arguments = [*MOCK, "--seconds", "1000", "--json", "--plot", "x.svg"]
+    script = (
+        "import contextlib, sys\nfrom accel.cli import main\nimport accel.cli.stress_show as show\n"
+        "@contextlib.contextmanager\n"
+        "def bar(job, rows):\n"
+        "    yield lambda figures: print('working', file=sys.stderr, flush=True)\n"
+        f"show._bar = bar\nsys.exit(main({arguments!r}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"working\n"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    data = json.loads(output)
+    assert process.returncode == 130
+    assert (data["interrupted"], data["passed"]) == (True, False)
+    (one,) = data["rows"]
+    assert (one["touch"], one["complete"]) == ("read", False)
+    assert one["updates"] > 0
+    assert (tmp_path / "x.svg").exists()
+
+
+@pytest.mark.parametrize("name", ["served", "unserved", "unplaced", "guest_errors", "host_errors"])
+def test_stress_passes_only_if_held_guests_saw_nothing(name: str) -> None:
+    assert passed([row(), row("unsafe", **{name: 1})])
+    assert not passed([row(**{name: 1}), row("unsafe")])
+
+
+def test_stress_with_a_fault_in_a_held_guest_exits_with_1(accelctl_after: Callable[..., object]) -> None:
+    spoilt = (
+        "import accel.stress.runner as runner\nold = runner.add_result\n"
+        "def add(figures, *rest, **names):\n    old(figures, *rest, **names)\n    figures.served += 1\n"
+        "runner.add_result = add"
+    )
+    done = accelctl_after(spoilt, *MOCK, "--updates", "3", "--touch", "read")
+    assert done.returncode == 1
+    assert b"3 updates, 1 faults (33 for 100 updates), 0 errors" in done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132])
+def test_stress_table_fits_the_terminal_and_keeps_what_counts(width: int) -> None:
+    rows = [row(updates=12_345, inhibits=12_345, kicks=99_999), row("unsafe", served=5_000, guest_passes=100_000)]
+    console = Console(width=width, file=io.StringIO())
+    table = _fitting_table(console, rows)
+    names = [column.header for column in table.columns]
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3, "no line is broken"
+    assert ("…" in lines[1]) is (width == 60)
+    assert {"touch", "hold", "vCPUs", "updates", "served", "unserved", "crashes", "errors"} <= set(names)
+    assert ("passes" in names) is (width == 132)
+    assert "host" not in names
+
+
+def test_stress_table_has_a_column_for_what_the_host_found_if_it_did() -> None:
+    table = _fitting_table(Console(width=200, file=io.StringIO()), [row(host_errors=3)])
+    assert table.columns[-1].header == "host"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.000123, "0.12"), (0.00999, "9.99"), (0.0123, "12.3"), (1.2345, "1,234")]
+)
+def test_milliseconds_have_digits_that_count(seconds: float, text: str) -> None:
+    assert milliseconds(seconds) == text
+
+
+# pictures
+
+
+@pytest.fixture
+def rows() -> list[Figures]:
+    """Figures of both holds and two touches."""
+    made = []
+    for touch in ("read", "fetch"):
+        for hold in get_args(Hold):
+            one = Figures(Combination(touch, 2, hold, "replace"), updates=200, complete=True)
+            for number in range(200):
+                one.latencies.add(0.0002 + number * 1e-5)
+            for number in range(1, 11):
+                one.timeline.add(number / 10, number * 20, number if hold == "unsafe" else 0)
+            one.served = 10 if hold == "unsafe" else 0
+            made.append(one)
+    return made
+
+
+def test_plot_adds_up_faults_and_latencies_by_hold(rows: list[Figures]) -> None:
+    pytest.importorskip("matplotlib")
+    from accel.cli.stress_plot import _curves, plot_bytes
+
+    unsafe, held = _curves(rows)
+    assert (unsafe.hold, unsafe.faults[-1], unsafe.updates, unsafe.latencies.count) == ("unsafe", 20, 400, 400)
+    assert (held.hold, max(held.faults), held.latencies.count) == ("inhibit", 0, 400)
+    assert unsafe.seconds == sorted(unsafe.seconds)
+    assert unsafe.bands == [("read", 0.0, 1.0), ("fetch", 1.0, 2.0)]
+    svg = plot_bytes(rows, "kvm <x> $a_b$", "svg")
+    texts = " ".join(
+        "".join(node.itertext()) for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}text")
+    )
+    for words in ("kvm <x> $a_b$", "read", "fetch", "20 faults in 400 updates", "0 faults in 400 updates"):
+        assert words in texts
+    assert svg == plot_bytes(rows, "kvm <x> $a_b$", "svg"), "the same figures give the same file"
+
+
+def test_plot_as_png_has_its_size(rows: list[Figures]) -> None:
+    pytest.importorskip("matplotlib")
+    from accel.cli.stress_plot import plot_bytes
+
+    png = plot_bytes(rows, "mock", "png")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">2I", png[16:24]) == (1300, 560)
+
+
+def test_plot_without_a_single_update_is_drawn_too() -> None:
+    pytest.importorskip("matplotlib")
+    from accel.cli.stress_plot import plot_bytes
+
+    assert plot_bytes([row()], "mock", "png")
+    assert plot_bytes([row("unsafe", served=1)], "mock", "svg")
+
+
+def test_plot_without_matplotlib_is_refused_at_once(accelctl_after: Callable[..., object]) -> None:
+    absent = (
+        "import importlib.util\nold = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'matplotlib' else old(name, *rest)"
+    )
+    done = accelctl_after(absent, *MOCK, "--seconds", "100", "--plot", "x.png")
+    assert done.returncode == 2
+    assert b"--plot needs matplotlib: pip install 'accel[plot]'" in done.stderr
