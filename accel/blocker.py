@@ -29,6 +29,10 @@ never held by it, and a vCPU that handles an exit (and may wait for the big lock
 The one known call that a kick may not free is a vCPU that waits for a user-space page fault: that ends in
 `InhibitTimeoutError`, before anything has changed.
 
+*Few hand-overs of the GIL.* The inhibitor kicks right before it waits, which releases the GIL that the vCPU's thread
+needs to leave; and that thread, once kicked out, does nothing else before it waits outside (`linger`), which releases
+it again. So nobody asks for the GIL while the change is made.
+
 *Nobody starves.* Whoever waited through one inhibit gets a chance to pass in before the next begins, for a
 millisecond: an inhibitor that comes back at once would otherwise win every time, since those who wait must first be
 scheduled. They need nothing that the inhibitor holds, so this wait cannot deadlock.
@@ -168,6 +172,31 @@ class AccelBlocker:
                 return
         self.left.set()
 
+    def linger(self) -> None:
+        """Tell that the caller left its gate, and wait until the inhibit ends, if one is in force.
+
+        For who would enter again at once. The inhibitor needs the GIL to go on, and gets it right after it is woken.
+        """
+        door = threading.Lock()
+        door.acquire()
+        counted = 0
+        try:
+            with self.gates_lock:
+                if self.inhibited and self._refusal is None and self._owner != threading.get_ident():
+                    self._doors.append(door)
+                    self._waiting += 1
+                    counted = 1
+            self.note_left()
+            if counted:
+                door.acquire()
+        finally:
+            # In place, since an interrupt may come at each call.
+            if counted:
+                with self.gates_lock:
+                    self._waiting -= 1
+                    if not self._waiting:
+                        self._all_passed.set()
+
     def wait_outside(self, gate: VcpuGate) -> None:
         """Step back from `gate`, wait until the inhibit ends, and enter; the owner thread passes at once."""
         if self._owner == threading.get_ident() and self._refusal is None:
@@ -220,6 +249,7 @@ class AccelBlocker:
                     counted = 1
                 door.acquire()
         finally:
+            # In place, since an interrupt may come at each call.
             if counted:
                 with self.gates_lock:
                     self._waiting -= 1
@@ -329,19 +359,21 @@ class AccelBlocker:
         while True:
             self.left.clear()
             busy = [gate for gate in self._gates if gate.busy]
+            calls = self._calls_of_others() if self._vm_calls else []
+            if not busy and not calls:
+                return
+            waited = time.perf_counter() - started
+            pause = min(timeout - waited, _INTERRUPT_PERIOD)
+            # Next to the wait, since who is kicked needs the GIL to leave.
             for gate in busy:
                 if gate not in kicked:
                     kicked.add(gate)
                     self.stats.kicks += 1
                     gate.kick(gate.thread_id)
-            calls = self._calls_of_others() if self._vm_calls else []
-            if not busy and not calls:
-                return
-            waited = time.perf_counter() - started
             if waited >= timeout:
                 inside = [(gate.name, gate.operation, waited) for gate in busy]
                 raise InhibitTimeoutError(timeout, inside + [("the VM", call, waited) for call in calls])
-            self.left.wait(min(timeout - waited, _INTERRUPT_PERIOD))
+            self.left.wait(pause)
             deliver_interrupts()
 
     def _calls_of_others(self) -> list[str]:

@@ -61,6 +61,12 @@ class VcpuGate:
         if self._blocker.inhibited:
             self._blocker.note_left()
 
+    def step_out(self) -> None:
+        """Pass out after a kick: like `leave`, but wait outside until the inhibit that it was for has ended."""
+        self.busy = False
+        if self._blocker.inhibited:
+            self._blocker.linger()
+
     def mark(self) -> None:
         """Be inside from now on; for the blocker, on the vCPU's thread."""
         self.busy = True
@@ -85,6 +91,9 @@ class _LockedVcpuGate(VcpuGate):
         if inhibited:
             self._blocker.left.set()
 
+    def step_out(self) -> None:
+        self.leave()
+
 
 class _OrderChecks(VcpuGate):
     """What lock validation adds to a gate: being inside counts as holding it."""
@@ -98,6 +107,10 @@ class _OrderChecks(VcpuGate):
 
     def leave(self) -> None:
         super().leave()
+        note_released(self)
+
+    def step_out(self) -> None:
+        super().step_out()
         note_released(self)
 
 

@@ -194,7 +194,9 @@ class Run:
                 "inhibits": stats.inhibits,
                 "kicks": stats.kicks,
                 "wait_seconds": stats.wait_seconds,
+                "wait_seconds_max": stats.wait_seconds_max,
                 "hold_seconds": stats.hold_seconds,
+                "hold_seconds_max": stats.hold_seconds_max,
                 **vm.backend.memory_figures(),
             },
         )

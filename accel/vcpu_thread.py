@@ -96,18 +96,21 @@ class VcpuThread:
 
     def _loop(self) -> None:
         vm, gate, record = self.vcpu.vm, self.vcpu.gate, self.vcpu.backend.record
-        run, enter, leave = self.vcpu.backend.run, gate.enter, gate.leave
+        run, enter, leave, step_out = self.vcpu.backend.run, gate.enter, gate.leave, gate.step_out
         history, io, ports, counts = vm.history, vm.io, self._ports, self.exits
         handlers = ports.handlers
         ring = vm.backend.ring.indices if vm.backend.ring is not None else None
-        kind_io, kind_mmio = int(ExitKind.IO), int(ExitKind.MMIO)
+        kind_io, kind_mmio, kind_kicked = int(ExitKind.IO), int(ExitKind.MMIO), int(ExitKind.INTERRUPTED)
         gate.operation = "run"
         while True:
             enter()
             gate.entered = history.completed
             kind = run()
             exited = history.started
-            leave()
+            if kind == kind_kicked:
+                step_out()
+            else:
+                leave()
             counts[kind] += 1
             if ring is not None and ring[0] != ring[1]:
                 vm.drain()

@@ -250,6 +250,22 @@ def test_blocker_who_waited_passes_before_the_next_inhibit(
     thread.join()
 
 
+def test_blocker_stats_have_the_sum_and_the_longest_of_each_time(
+    blocker: AccelBlocker, big_lock: Lock, monkeypatch
+) -> None:
+    # Begin, quiet, end of each: it waits 2, 5 and 1 seconds, and holds 3, 1 and 4.
+    times = [0, 2, 5, 10, 15, 16, 20, 21, 25]
+    monkeypatch.setattr(blocker, "_wait_until_quiet", lambda started, timeout: None)
+    monkeypatch.setattr("accel.blocker.time.perf_counter", lambda: times.pop(0))
+    for _ in range(3):
+        with big_lock, blocker.inhibit(PATIENCE):
+            pass
+    stats = blocker.stats
+    assert (stats.inhibits, stats.kicks) == (3, 0)
+    assert (stats.wait_seconds, stats.wait_seconds_max) == (8, 5)
+    assert (stats.hold_seconds, stats.hold_seconds_max) == (8, 4)
+
+
 # time-outs
 
 
@@ -518,6 +534,54 @@ def test_blocker_last_of_several_to_leave_wakes_the_inhibitor(
         assert not first.gate.busy
         assert not last.gate.busy
     assert told == [not KINDS[kind][0], True]
+
+
+def test_blocker_kicked_thread_waits_outside_until_the_hold_ends(
+    blocker: AccelBlocker, big_lock: Lock, spawn, monkeypatch, kind: str
+) -> None:
+    """It would enter again at once, so with a GIL it does not begin on anything else before."""
+    monkeypatch.setattr("accel.blocker._INTERRUPT_PERIOD", PATIENCE)
+    inside, kicked, out = threading.Event(), threading.Event(), threading.Event()
+    gate = blocker.add_gate("vCPU 0", lambda thread: kicked.set())
+
+    def run() -> None:
+        gate.enter()
+        inside.set()
+        assert kicked.wait(PATIENCE)
+        gate.step_out()
+        out.set()
+
+    thread = spawn(run)
+    assert inside.wait(PATIENCE)
+    with big_lock, blocker.inhibit(PATIENCE):
+        assert not gate.busy
+        if KINDS[kind][0]:
+            assert blocker._waiting == 1
+            assert not out.is_set()
+        else:
+            assert out.wait(PATIENCE)
+    thread.join()
+    assert blocker._waiting == 0
+    assert not gate.busy
+
+
+@pytest.mark.parametrize("how", ["nobody holds", "own hold", "poisoned"])
+def test_blocker_kicked_thread_goes_on_where_no_others_hold_will_end(
+    blocker: AccelBlocker, big_lock: Lock, spawn, how: str
+) -> None:
+    gate = blocker.add_gate("vCPU 0", lambda thread: None)
+    if how == "own hold":
+        with big_lock, blocker.inhibit(PATIENCE):
+            gate.enter()
+            gate.step_out()
+    else:
+        gate.enter()
+        if how == "poisoned":
+            spawn(lambda: _poison(blocker, big_lock)).join()
+        gate.step_out()
+    assert not gate.busy
+    assert blocker._doors == []
+    assert blocker._waiting == 0
 
 
 # gates come and go
