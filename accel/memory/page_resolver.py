@@ -141,11 +141,11 @@ class PageResolver:
         request = _Request(offsets)
         self._requests.append(request)
         self._wake()
+        if self.ended:
+            # Nothing is missing any more, and perhaps nobody is left to say so. Whoever ends it later finds the request.
+            request.done.set()
         came = 0
-        # Once it has ended nothing is missing any more, and perhaps nobody left to say so.
-        while not self.ended and not request.done.wait(self._timeout):
-            if self.ended:
-                break
+        while not request.done.wait(self._timeout):
             if request.came == came:
                 request.given_up = True
                 raise self._error(
