@@ -142,7 +142,7 @@ class PageResolver:
         self._requests.append(request)
         self._wake()
         if self.ended:
-            # Nothing is missing any more, and perhaps nobody is left to say so. Whoever ends it later finds the request.
+            # Nothing is missing any more, and perhaps nobody is left to say so. Who ends it later finds the request.
             request.done.set()
         came = 0
         while not request.done.wait(self._timeout):
