@@ -213,6 +213,9 @@ class Vcpu:
         try:
             # Inside, since an interrupt may come between the mark and the look.
             gate.enter()
+            if self.closed:
+                # It was while this thread waited at the gate.
+                raise ClosedError(f"vCPU {self.index} is closed")
             return call()
         finally:
             # Here too, where no interrupt comes in between: a gate left busy would be waited for in vain.

@@ -74,11 +74,13 @@ def test_vcpu_that_is_made_and_run_while_the_others_are_held_waits_until_they_go
         assert arrival.held == [False]
 
 
-def test_vcpu_that_is_closed_while_all_are_held_is_waited_for_no_more(machine) -> None:
+def test_vcpu_that_is_closed_while_all_are_held_is_waited_for_no_more(machine, monkeypatch) -> None:
     one = machine(Loop((Out(PORT, 0),), None))
     vcpu = one.vm.create_vcpu(1)
     with one.vm.big_lock, one.vm.blocker.inhibit(PATIENCE):
+        arrival = Arrival(vcpu, monkeypatch)
         vcpu.close()
+    assert isinstance(arrival.join(), ClosedError), "whoever waited at its gate does not run what is gone"
     with pytest.raises(ClosedError):
         vcpu.run()
     assert vcpu.gate not in one.vm.blocker.gates
