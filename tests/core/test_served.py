@@ -10,8 +10,8 @@ from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.memory import served
 from accel.memory.flat_view import EMPTY_VIEW, FlatView, MemoryRegionSection
-from accel.memory.render import render
 from accel.memory.region import MemoryRegion
+from accel.memory.render import render
 from accel.memory.served import ServedHistory, serves
 
 PAGE = 4
