@@ -53,8 +53,9 @@ class RunResult:
         vcpus: Each vCPU's part.
         coalesced_writes: Guest writes that came through the ring instead of as exits.
         unassigned: Guest accesses, to memory or ports, that nothing served.
-        memory: Figures of memory changes since the machine was created: ``commits``, ``unheld``, ``inhibits``,
-            ``kicks``, ``wait_seconds`` and ``hold_seconds``; and what the accelerator adds, such as ``slots``,
+        memory: Figures of memory changes since the machine was created: ``commits``; ``unheld``, those that held
+            nobody; what `BlockerStats` counts, ``inhibits``, ``kicks``, ``wait_seconds``, ``wait_seconds_max``,
+            ``hold_seconds`` and ``hold_seconds_max``; and what the accelerator adds, such as ``slots``,
             ``fragments`` and ``slot_calls``.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.bench import Bench, Comparison
+from benchmarks.bench import Bench, Comparison, Goal
 from benchmarks.processes import run_worker
 from benchmarks.samples import Sample, Side
 
@@ -21,6 +21,8 @@ _PAIRS = (
     ("port-dispatch", "port write: dispatch + handler", "Serial.write called directly"),
     ("null-transaction", "empty memory transaction", "with an RLock"),
 )
+#: Most microseconds of a job.
+_GOALS = {"gate": 0.4}
 
 
 def measure(bench: Bench) -> Sequence[Comparison]:
@@ -35,7 +37,9 @@ def _pair(bench: Bench, job: str, name: str, peer: str) -> Comparison:
     def side(name: str, key: str) -> Side:
         return Side(name, tuple(Sample(data[key] / count * 1e6, data["peak_kib"]) for data in rounds))
 
-    return Comparison(name, "µs", side("accel", "seconds"), side(peer, "peer_seconds"))
+    mine = side("accel", "seconds")
+    goals = [Goal(f"{name}, µs", _GOALS[job], mine.median)] if job in _GOALS else []
+    return Comparison(name, "µs", mine, side(peer, "peer_seconds"), goals)
 
 
 def _resize(bench: Bench) -> Comparison:
