@@ -31,17 +31,17 @@ from accel.stress.workload import stress_workload, workload_combinations
 from accel.workload.parse import parse_file
 from accel.workload.schema import Workload
 
-_WIDTH = 132
+_WIDTH = 144
 _SECONDS = 20.0
 _SEED_BITS = 32
 
 _TEXTS = ("touch", "plan", "hold")
 _COLUMNS = (
-    *(*_TEXTS, "vCPUs", "updates", "held", "unheld", "kicks", "p50 ms", "p99 ms", "max ms"),
+    *(*_TEXTS, "vCPUs", "updates", "held", "unheld", "kicks", "calls", "frags", "p50 ms", "p99 ms", "max ms"),
     *("served", "unserved", "crashes", "errors", "passes", "host"),
 )
 #: What a narrow terminal can do without, first of all the first.
-_DISPENSABLE = ("passes", "kicks", "unheld", "max ms", "plan", "p50 ms", "held", "p99 ms")
+_DISPENSABLE = ("frags", "calls", "passes", "kicks", "unheld", "max ms", "plan", "p50 ms", "held", "p99 ms")
 
 
 @frozen(kw_only=True)
@@ -247,7 +247,7 @@ def _cells(row: Figures) -> Iterator[tuple[str, str]]:
     """Yield the cells of a row with their columns."""
     one, each = row.combination, row.latencies
     times = (each.quantile(0.5), each.quantile(0.99), each.longest)
-    before = (row.updates, row.inhibits, row.unheld, row.kicks)
+    before = (row.updates, row.inhibits, row.unheld, row.kicks, row.slot_calls, row.fragments)
     after = (row.served, row.unserved, row.crashes, row.guest_errors, row.guest_passes, row.host_errors)
     texts = (
         *(printable(one.touch), one.plan, one.hold, str(one.cpus)),

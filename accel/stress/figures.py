@@ -106,6 +106,8 @@ class Figures:
         inhibits: Changes for which the vCPUs were held.
         unheld: Changes that needed no hold.
         kicks: vCPUs that were kicked out of the guest for them.
+        slot_calls: Slots that were deleted, created or altered, each a call into the kernel; 0 where it is not counted.
+        fragments: Most slots that a run has ended with beyond those that its mappings need; 0 likewise.
         served: Spurious faults that the host could serve.
         unserved: Spurious faults that crashed the guest.
         crashes: Times that the guest crashed, for whatever reason; it was started anew each time.
@@ -124,6 +126,8 @@ class Figures:
     inhibits: int = 0
     unheld: int = 0
     kicks: int = 0
+    slot_calls: int = 0
+    fragments: int = 0
     served: int = 0
     unserved: int = 0
     crashes: int = 0
@@ -154,7 +158,10 @@ class Figures:
 
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data for JSON; times in microseconds but where the name says seconds."""
-        counts = "updates inhibits unheld kicks served unserved crashes unplaced guest_errors guest_passes host_errors"
+        counts = (
+            "updates inhibits unheld kicks slot_calls fragments served unserved crashes unplaced "
+            "guest_errors guest_passes host_errors"
+        )
         one, each = self.combination, self.latencies
         return {
             "touch": one.touch,

@@ -140,6 +140,7 @@ class MemoryCounts:
     inhibits: int
     unheld: int
     kicks: int
+    slot_calls: int
     held_seconds: float
 
     @classmethod
@@ -147,13 +148,15 @@ class MemoryCounts:
         """Return those of a machine."""
         stats = machine.vm.blocker.stats
         held = stats.wait_seconds + stats.hold_seconds
-        return cls(stats.inhibits, machine.vm.transactions.unheld, stats.kicks, held)
+        calls = int(machine.vm.backend.memory_figures().get("slot_calls", 0))
+        return cls(stats.inhibits, machine.vm.transactions.unheld, stats.kicks, calls, held)
 
     def __sub__(self, other: MemoryCounts) -> MemoryCounts:
         return MemoryCounts(
             self.inhibits - other.inhibits,
             self.unheld - other.unheld,
             self.kicks - other.kicks,
+            self.slot_calls - other.slot_calls,
             self.held_seconds - other.held_seconds,
         )
 
@@ -163,6 +166,8 @@ def add_result(figures: Figures, result: RunResult, counts: MemoryCounts, *, cra
     figures.inhibits += counts.inhibits
     figures.unheld += counts.unheld
     figures.kicks += counts.kicks
+    figures.slot_calls += counts.slot_calls
+    figures.fragments = max(figures.fragments, int(result.memory.get("fragments", 0)))
     figures.held_seconds += counts.held_seconds
     figures.unserved += result.unserved_faults
     figures.served += result.spurious_faults - result.unserved_faults

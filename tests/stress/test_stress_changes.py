@@ -94,6 +94,13 @@ def test_each_change_does_what_its_name_says_before_long(change: Change) -> None
     assert seen[change]
 
 
+def test_every_cut_is_a_change_while_a_part_is_readonly() -> None:
+    made = states(2, ["readonly", *["split", "split", "merge", "merge", "merge"] * 400])  # so that each page is cut
+    cuts = {cut for state in made for cut in state.cuts}
+    assert len(cuts) == TOUCHED // PAGE_SIZE - 2
+    assert all(before.windows() != after.windows() for before, after in pairwise(made))
+
+
 def test_changes_of_one_seed_are_the_same_each_time() -> None:
     changes = [*CHANGES] * 5
     assert states(3, changes) == states(3, changes)

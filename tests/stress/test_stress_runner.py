@@ -29,6 +29,7 @@ def test_held_guests_see_nothing_of_the_changes(touch) -> None:
     assert figures.complete
     assert (figures.updates, figures.inhibits, figures.unheld) == (30, 30, 0)
     assert figures.latencies.count == 30
+    assert figures.slot_calls >= 60, "each deletes a slot and creates one"
     assert figures.guest_passes > 0
 
 
