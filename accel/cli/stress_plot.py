@@ -111,6 +111,8 @@ def _draw_faults(axes: Any, curves: list[_Curve]) -> None:
         axes.plot(curve.seconds, curve.faults, linewidth=2, label=_label(curve), clip_on=False, zorder=3, **style)
     axes.set_xlim(0, max((curve.seconds[-1] for curve in curves), default=1) or 1)
     axes.set_ylim(0, max(most, 1) * 1.15)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
     _tidy(axes)
 
 
