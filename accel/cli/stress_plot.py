@@ -24,11 +24,12 @@ _STEP = 8
 
 @define(eq=False)
 class _Curve:
-    """What rows of one hold and plan came to, one after the other."""
+    """What rows of one hold and plan came to, one after the other; `at` is in seconds, or in updates."""
 
     hold: str
     plan: str
-    seconds: list[float] = field(factory=lambda: [0.0])
+    by_updates: bool
+    at: list[float] = field(factory=lambda: [0.0])
     faults: list[int] = field(factory=lambda: [0])
     latencies: Latencies = field(factory=Latencies)
     updates: int = 0
@@ -36,20 +37,20 @@ class _Curve:
     bands: list[tuple[str, float, float]] = field(factory=list)
 
     def add(self, row: Figures) -> None:
-        start, before = self.seconds[-1], self.faults[-1]
-        for seconds, _, faults in row.timeline.points:
-            self.seconds.append(start + seconds)
+        start, before = self.at[-1], self.faults[-1]
+        for seconds, updates, faults in row.timeline.points:
+            self.at.append(start + (updates if self.by_updates else seconds))
             self.faults.append(before + faults)
         self.updates += row.updates
         self.latencies.merge(row.latencies)
-        touch, end = row.combination.touch, self.seconds[-1]
+        touch, end = row.combination.touch, self.at[-1]
         if self.bands and self.bands[-1][0] == touch:
             start = self.bands.pop()[1]
         self.bands.append((touch, start, end))
 
 
 def plot_bytes(rows: Sequence[Figures], where: str, kind: Literal["png", "svg"]) -> bytes:
-    """Return the picture of these rows as a file; `where` says what they ran on."""
+    """Return the picture of these rows, at least one, as a file; `where` says what they ran on."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -80,9 +81,11 @@ def plot_bytes(rows: Sequence[Figures], where: str, kind: Literal["png", "svg"])
 
 def _curves(rows: Sequence[Figures]) -> list[_Curve]:
     curves: dict[tuple[str, str], _Curve] = {}
+    # Runs of as many updates differ in time, and those of equal time in updates.
+    by_updates = len({row.updates for row in rows}) == 1
     for row in rows:
         one = row.combination
-        curves.setdefault((one.hold, one.plan), _Curve(one.hold, one.plan)).add(row)
+        curves.setdefault((one.hold, one.plan), _Curve(one.hold, one.plan, by_updates)).add(row)
     return [curve for _, curve in sorted(curves.items(), reverse=True)]
 
 
@@ -98,18 +101,19 @@ def _label(curve: _Curve) -> str:
 
 def _draw_faults(axes: Any, curves: list[_Curve]) -> None:
     axes.set_title("Faults so far", loc="left")
-    axes.set_xlabel("seconds of updates")
-    for number, (touch, start, end) in enumerate(curves[0].bands if curves else []):
+    longest = max(curves, key=lambda curve: curve.at[-1])
+    axes.set_xlabel("updates" if longest.by_updates else "seconds of updates")
+    for number, (touch, start, end) in enumerate(longest.bands):
         if number % 2 == 0:
             axes.axvspan(start, end, color=_BAND, linewidth=0)
         axes.text(
             (start + end) / 2, 0.985, touch, transform=axes.get_xaxis_transform(), ha="center", va="top", color=_MUTED
         )
-    most = max((curve.faults[-1] for curve in curves), default=0)
+    most = max(curve.faults[-1] for curve in curves)
     for curve in curves:
         style = {"color": _COLOURS[curve.hold], "linestyle": _DASHES[curve.plan]}
-        axes.plot(curve.seconds, curve.faults, linewidth=2, label=_label(curve), clip_on=False, zorder=3, **style)
-    axes.set_xlim(0, max((curve.seconds[-1] for curve in curves), default=1) or 1)
+        axes.plot(curve.at, curve.faults, linewidth=2, label=_label(curve), clip_on=False, zorder=3, **style)
+    axes.set_xlim(0, longest.at[-1] or 1)
     axes.set_ylim(0, max(most, 1) * 1.15)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
@@ -131,6 +135,7 @@ def _draw_latencies(axes: Any, curves: list[_Curve]) -> None:
         axes.stairs(parts, edges, color=colour, linestyle=style, linewidth=1.6)
         axes.axvline(curve.latencies.quantile(0.5) * 1e3, color=colour, linewidth=1, linestyle=style)
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, position: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.yaxis.set_major_formatter(lambda value, position: f"{value * 100:g} %")
     _tidy(axes)
 

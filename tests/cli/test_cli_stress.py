@@ -229,8 +229,11 @@ def test_plot_adds_up_faults_and_latencies_by_hold(rows: list[Figures]) -> None:
     unsafe, held = _curves(rows)
     assert (unsafe.hold, unsafe.faults[-1], unsafe.updates, unsafe.latencies.count) == ("unsafe", 20, 400, 400)
     assert (held.hold, max(held.faults), held.latencies.count) == ("inhibit", 0, 400)
-    assert unsafe.seconds == sorted(unsafe.seconds)
-    assert unsafe.bands == [("read", 0.0, 1.0), ("fetch", 1.0, 2.0)]
+    assert unsafe.at == sorted(unsafe.at)
+    assert unsafe.bands == [("read", 0, 200), ("fetch", 200, 400)], "all made as many updates"
+    rows[0].updates = 201
+    assert _curves(rows)[0].bands == [("read", 0.0, 1.0), ("fetch", 1.0, 2.0)]
+    rows[0].updates = 200
     svg = plot_bytes(rows, "kvm <x> $a_b$", "svg")
     texts = " ".join(
         "".join(node.itertext()) for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}text")
@@ -238,6 +241,19 @@ def test_plot_adds_up_faults_and_latencies_by_hold(rows: list[Figures]) -> None:
     for words in ("kvm <x> $a_b$", "read", "fetch", "20 faults in 400 updates", "0 faults in 400 updates"):
         assert words in texts
     assert svg == plot_bytes(rows, "kvm <x> $a_b$", "svg"), "the same figures give the same file"
+
+
+@pytest.mark.parametrize("most", [0.0009, 0.003, 0.4])
+def test_plot_writes_milliseconds_as_plain_numbers(most: float) -> None:
+    pytest.importorskip("matplotlib")
+    from accel.cli.stress_plot import plot_bytes
+
+    one = row(updates=2)
+    one.latencies.add(0.0004)
+    one.latencies.add(most)
+    svg = plot_bytes([one], "mock", "svg").decode()
+    assert "mathdefault" not in svg
+    assert ">0.5<" in svg
 
 
 def test_plot_as_png_has_its_size(rows: list[Figures]) -> None:
