@@ -283,7 +283,9 @@ class Transactions:
                         if section.region.block is not None:
                             self.cover(section.region)
             heard = {id(one) for change in changes for one in change.listeners}
-            commit = Commit(changes, [one for one in self.listeners if id(one) in heard], self._blocker, self.hold_vcpus)
+            commit = Commit(
+                changes, [one for one in self.listeners if id(one) in heard], self._blocker, self.hold_vcpus
+            )
             self._pins.take(commit.added)
             try:
                 self._run(commit)
