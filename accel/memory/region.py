@@ -116,9 +116,7 @@ class MemoryRegion(RegionContents):
         """
         limit = None if max_size is None else parse_size(max_size)
         block = RamBlock(name, parse_size(size), limit, backing=backing or Backing.anonymous())
-        return cls(
-            name, RegionKind.RAM, size, block=block, readonly=block.backing.readonly, nonvolatile=nonvolatile
-        )
+        return cls(name, RegionKind.RAM, size, block=block, readonly=block.backing.readonly, nonvolatile=nonvolatile)
 
     @classmethod
     def rom(cls, name: str, contents: bytes | memoryview, size: int | str | None = None) -> MemoryRegion:
