@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def _kvm_problem() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in a shell's background job: tests that interrupt themselves need the usual handler.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_PROBLEM] = _kvm_problem()
 
 
