@@ -14,7 +14,7 @@ from sortedcontainers import SortedKeyList
 from accel.backend import Capability
 from accel.errors import CapabilityError
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import PRIORITY_ACCEL, Update
+from accel.memory.listener import PRIORITY_ACCEL, Update, UpdateInTurn
 from accel.memory.slot_merge import SlotPlanner
 from accel.memory.slot_plan import Policy, SlotPlan
 from accel.memory.slot_update import SlotUpdate
@@ -112,7 +112,7 @@ class KvmMemoryListener(KvmIoListener):
             toggle=slots.toggle,
             collect=slots.collect,
         )
-        return update if io is None else _Both(io, update)
+        return update if io is None else UpdateInTurn(io, update)
 
     def commit(self) -> None:
         """Note where the slots of a section are more than one, and let go of what was noted."""
@@ -169,26 +169,6 @@ class KvmMemoryListener(KvmIoListener):
                 "map less, or larger regions"
             )
             raise slot_error(errno.ENOSPC, count + excess - 1, last, last.size, advice)
-
-
-class _Both(Update):
-    """Two updates, one after the other; undone in reverse."""
-
-    def __init__(self, first: Update, second: Update) -> None:
-        self.needs_hold = first.needs_hold or second.needs_hold
-        self.lock = first.lock or second.lock
-        self._left = [first, second]
-        self._begun: list[Update] = []
-
-    def apply(self) -> None:
-        for update in self._left:
-            self._begun.append(update)
-            update.apply()
-
-    def undo(self) -> None:
-        while self._begun:
-            self._begun[-1].undo()
-            self._begun.pop()
 
 
 def _start(section: MemoryRegionSection) -> int:

@@ -13,7 +13,7 @@ from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import Update
+from accel.memory.listener import Update, UpdateInTurn
 from accel.memory.slot_merge import SlotPlanner
 from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotPlan
 from accel.memory.slot_update import SlotUpdate
@@ -108,7 +108,7 @@ class MockMemoryListener(MockIoListener):
             toggle=self._toggle,
             collect=self._collect,
         )
-        return slots if zones is None else _Both(zones, slots)
+        return slots if zones is None else UpdateInTurn(zones, slots)
 
     # dirty pages
 
@@ -158,21 +158,3 @@ class MockMemoryListener(MockIoListener):
     def _collect(self, slot: Slot) -> None:
         assert slot.log is not None
         slot.log.merge(slot.offset, self._memslots.take_dirty(self._number_at[slot.gpa], slot), PAGE_SIZE)
-
-
-class _Both(Update):
-    """The zones, then the slots; undone in reverse, which is nothing for what was not applied."""
-
-    def __init__(self, zones: Update, slots: Update) -> None:
-        self.needs_hold = slots.needs_hold
-        self.lock = slots.lock
-        self._zones = zones
-        self._slots = slots
-
-    def apply(self) -> None:
-        self._zones.apply()
-        self._slots.apply()
-
-    def undo(self) -> None:
-        self._slots.undo()
-        self._zones.undo()

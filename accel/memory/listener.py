@@ -90,6 +90,28 @@ class Update(ABC):
         """
 
 
+class UpdateInTurn(Update):
+    """Two updates of one listener, one after the other; undone in reverse. At most one of them has a lock."""
+
+    def __init__(self, first: Update, second: Update) -> None:
+        self.needs_hold = first.needs_hold or second.needs_hold
+        self.lock = first.lock or second.lock
+        self._left = [first, second]
+        self._begun: list[Update] = []
+
+    def apply(self) -> None:
+        """Apply the first, then the second."""
+        for update in self._left:
+            self._begun.append(update)
+            update.apply()
+
+    def undo(self) -> None:
+        """Undo what was begun, the second first."""
+        while self._begun:
+            self._begun[-1].undo()
+            self._begun.pop()
+
+
 class MemoryListener:
     """Base of memory listeners; every callback does nothing. All run under the big lock.
 
