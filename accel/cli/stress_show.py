@@ -25,7 +25,7 @@ from accel.cli.exit_codes import ExitCode
 from accel.errors import CapabilityError, UsageError
 from accel.stress.changes import CHANGES, Change
 from accel.stress.figures import Combination, Figures, Hold, Plan
-from accel.stress.guests import TOUCHES
+from accel.stress.judgement import TOUCHES
 from accel.stress.runner import Live, StressSpec, run_stress
 from accel.stress.workload import stress_workload, workload_combinations
 from accel.workload.parse import parse_file

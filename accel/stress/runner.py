@@ -20,7 +20,8 @@ from accel.result import Outcome, RunResult
 from accel.run import Run
 from accel.stress.changes import CHANGES, Change, ChangingMap, next_state
 from accel.stress.figures import Combination, Figures, Hold, Plan
-from accel.stress.guests import MEMORY, Judgement, StressGuest, Touch, make_guest
+from accel.stress.guests import MEMORY, StressGuest, make_guest
+from accel.stress.judgement import Judgement, Touch
 from accel.stress.pace import Pace
 
 #: Longest wait, in seconds, for a guest that is to begin or was told to end.

@@ -14,7 +14,7 @@ from attrs import evolve
 from accel.errors import UsageError
 from accel.result import Outcome, RunResult
 from accel.stress.figures import Combination, Figures
-from accel.stress.guests import Judgement
+from accel.stress.judgement import Judgement
 from accel.stress.pace import Pace
 from accel.stress.runner import GRACE, Live, MemoryCounts, StressSpec, add_judgement, add_result
 from accel.workload.changes import asked, restored

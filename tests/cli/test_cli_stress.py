@@ -20,7 +20,8 @@ from accel.cli import stress as command_module
 from accel.cli.stress_show import _fitting_table, milliseconds, passed
 from accel.stress.changes import CHANGES
 from accel.stress.figures import Combination, Figures, Hold
-from accel.stress.guests import MAX_CPUS, TOUCHES
+from accel.stress.guests import MAX_CPUS
+from accel.stress.judgement import TOUCHES
 
 Accelctl = Callable[..., "subprocess.CompletedProcess[bytes]"]
 MOCK = ("stress", "--accel", "mock", "--cpus", "1", "--seed", "7")

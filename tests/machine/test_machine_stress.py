@@ -8,7 +8,7 @@ import pytest
 
 from accel.stress.changes import CHANGES
 from accel.stress.figures import Figures
-from accel.stress.guests import TOUCHES
+from accel.stress.judgement import TOUCHES
 from accel.stress.runner import StressSpec, run_stress
 
 pytestmark = pytest.mark.kvm

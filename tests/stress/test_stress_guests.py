@@ -15,7 +15,8 @@ from accel.plugins import find_accelerator
 from accel.result import Outcome
 from accel.stress.area import BASE, CODE, DATA, TABLES, TOUCHED, WRITTEN
 from accel.stress.changes import ChangingMap
-from accel.stress.guests import MEMORY, TOUCHES, Judgement, StressGuest, Touch, make_guest
+from accel.stress.guests import MEMORY, StressGuest, make_guest
+from accel.stress.judgement import TOUCHES, Judgement, Touch
 
 ON_BOTH = pytest.mark.parametrize("accelerator", ["mock", pytest.param("kvm", marks=pytest.mark.kvm)])
 Bench = Callable[..., tuple[Machine, ChangingMap, StressGuest]]
@@ -113,7 +114,7 @@ def test_program_finds_a_spoilt_word(bench: Bench) -> None:
         run = machine.start()
         deadline = time.monotonic() + 30
         # Errors are told after some passes.
-        while touch != "locked" and not any(guest._errors) and time.monotonic() < deadline:
+        while touch != "locked" and not any(guest._reports.errors) and time.monotonic() < deadline:
             time.sleep(0.001)
         guest.end()
         assert guest.judge(run.wait(30)).errors > 0, touch
