@@ -82,6 +82,7 @@ LAYERS = [
     "accel.memory.bitmap",
     "accel.memory",
     "accel.blocker",
+    "accel.blocker_stats",
     "accel.gate",
     "accel.locks",
     "accel.interrupts",
