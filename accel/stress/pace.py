@@ -27,6 +27,8 @@ class Pace:
         updates: How many changes, or None; one of the two is given.
         rate: Changes in a second; None makes them back to back.
         live: Told of the figures, some times in a second.
+        now: The clock, in seconds.
+        sleep: Waits for so many seconds of that clock.
     """
 
     def __init__(
@@ -36,12 +38,17 @@ class Pace:
         updates: int | None,
         rate: float | None,
         live: Callable[[Figures], None],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._figures = figures
         self._seconds = seconds
         self._updates = updates
         self._every = 0.0 if rate is None else 1.0 / rate
         self._live = live
+        self._now = now
+        self._sleep = sleep
         self._idle = 0
 
     @property
@@ -68,20 +75,20 @@ class Pace:
     def _change(self, run: Run, one_change: Callable[[], float]) -> None:
         figures = self._figures
         before, faults = figures.seconds, figures.faults
-        started = due = time.monotonic()
+        started = due = self._now()
         looked = 0.0
         try:
             while not self.over and not run.done:
                 figures.latencies.add(one_change())
                 figures.updates += 1
                 due += self._every
-                if self._every and (wait := due - time.monotonic()) > 0:
-                    time.sleep(wait)
-                due = max(due, time.monotonic() - self._every)  # who is late makes no burst
-                figures.seconds = before + time.monotonic() - started
+                if self._every and (wait := due - self._now()) > 0:
+                    self._sleep(wait)
+                due = max(due, self._now() - self._every)  # who is late makes no burst
+                figures.seconds = before + self._now() - started
                 if figures.seconds - looked > _LOOK:
                     looked = figures.seconds
                     figures.timeline.add(looked, figures.updates, faults + sum(run.spurious_faults_so_far()))
                     self._live(figures)
         finally:
-            figures.seconds = before + time.monotonic() - started
+            figures.seconds = before + self._now() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from accel.machine import Machine
 from accel.memory.region import MemoryRegion
 from accel.plugins import find_accelerator
 from accel.result import Outcome
+from accel.stress import program_guest
 from accel.stress.area import BASE, CODE, DATA, TABLES, TOUCHED, WRITTEN
 from accel.stress.changes import ChangingMap
 from accel.stress.guests import MEMORY, StressGuest, make_guest
@@ -107,17 +109,29 @@ def test_guest_walks_the_page_tables_in_the_changing_ram(bench: Bench) -> None:
     assert found.first_error.startswith("walk at 0x3f0000: expected ")
 
 
-def test_program_finds_a_spoilt_word(bench: Bench) -> None:
-    for touch, offset in (("read", DATA.offset), ("write", WRITTEN.offset + 8), ("locked", WRITTEN.offset)):
-        machine, memory, guest = bench("mock", touch)
-        spoil(memory, offset)
-        run = machine.start()
-        deadline = time.monotonic() + 30
-        # Errors are told after some passes.
-        while touch != "locked" and not any(guest._reports.errors) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        guest.end()
-        assert guest.judge(run.wait(30)).errors > 0, touch
+@pytest.mark.parametrize(("touch", "offset"), [("read", DATA.offset), ("write", WRITTEN.offset + 8)])
+def test_program_reports_a_spoilt_word(bench: Bench, monkeypatch, touch: Touch, offset: int) -> None:
+    reported = threading.Event()
+    write = program_guest._Reports._write
+
+    def note(device: program_guest._Reports, offset: int, value: int, size: int) -> None:
+        write(device, offset, value, size)
+        if value:
+            reported.set()
+
+    monkeypatch.setattr(program_guest._Reports, "_write", note)
+    machine, memory, guest = bench("mock", touch)
+    spoil(memory, offset)
+    run = machine.start()
+    assert reported.wait(30)
+    guest.end()
+    assert guest.judge(run.wait(30)).errors > 0
+
+
+def test_program_whose_shared_word_was_spoilt_is_found_out(bench: Bench) -> None:
+    machine, memory, guest = bench("mock", "locked")
+    spoil(memory, WRITTEN.offset)
+    assert outcome(machine, guest)[1].errors > 0
 
 
 @ON_BOTH

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from accel.errors import CapabilityError, StateError
@@ -99,50 +97,96 @@ class EndlessRun:
         return (1, 2)
 
 
-def pace(**how) -> tuple[Figures, Pace, list[Figures]]:
+class Clock:
+    """A clock that moves when somebody sleeps by it, and notes for how long."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def pace(**how) -> tuple[Figures, Pace, Clock, list[tuple[int, float]]]:
+    """Return a pace and what it uses; `told` gets the updates and seconds that it tells of."""
     figures = Figures(Combination("read", 1, "inhibit", "replace"))
-    told: list[Figures] = []
+    clock = Clock()
+    told: list[tuple[int, float]] = []
     given = {"seconds": None, "updates": None, "rate": None, **how}
-    return figures, Pace(figures, live=told.append, **given), told
+    one = Pace(
+        figures,
+        live=lambda seen: told.append((seen.updates, seen.seconds)),
+        now=lambda: clock.now,
+        sleep=clock.sleep,
+        **given,
+    )
+    return figures, one, clock, told
 
 
 def test_pace_gives_up_on_guests_that_end_before_any_change() -> None:
-    _, one, _ = pace(updates=1)
+    _, one, _, _ = pace(updates=1)
     with pytest.raises(StateError, match="ended 200 times before its memory could change"):
         for _ in range(1000):
             one.change(EndedRun(), lambda: 0.0)
 
 
 def test_pace_makes_as_many_updates_as_asked_for() -> None:
-    figures, one, _ = pace(updates=7)
+    figures, one, clock, _ = pace(updates=7)
     one.change(EndlessRun(), lambda: 0.001)
     assert one.over
     assert (figures.updates, figures.latencies.count) == (7, 7)
+    assert clock.slept == [], "without a rate they are made back to back"
 
 
 def test_pace_keeps_the_rate() -> None:
-    figures, one, _ = pace(seconds=0.3, rate=100.0)
-    one.change(EndlessRun(), lambda: 0.0)
-    # It never makes more; a busy host may make fewer.
-    assert 1 <= figures.updates <= 31
-
-
-def test_pace_that_is_late_makes_no_burst() -> None:
-    figures, one, _ = pace(updates=4, rate=20.0)
-    waits = iter([0.3, 0, 0, 0])
+    # Powers of two, so that the sums are exact.
+    figures, one, clock, _ = pace(seconds=1.0, rate=128.0)
+    takes = iter([1 / 512, 1 / 256] * 64)
 
     def change() -> float:
-        time.sleep(next(waits))
+        clock.now += next(takes)
         return 0.0
 
     one.change(EndlessRun(), change)
-    # After the late one there are two waits more, at least.
-    assert figures.seconds >= 0.3 + 2 * 0.05 * 0.9
+    assert (figures.updates, figures.seconds) == (128, 1.0)
+    assert clock.slept == [1 / 128 - 1 / 512, 1 / 128 - 1 / 256] * 64, "what a change takes is no part of the wait"
 
 
-def test_pace_tells_of_faults_while_it_goes_on() -> None:
-    figures, one, told = pace(seconds=0.2, rate=200.0)
+def test_pace_that_is_late_makes_no_burst() -> None:
+    figures, one, clock, _ = pace(updates=5, rate=16.0)
+    takes = iter([1.0, 0, 0, 0, 0])
+
+    def change() -> float:
+        clock.now += next(takes)
+        return 0.0
+
+    one.change(EndlessRun(), change)
+    # After the late one, the next that is due is made at once, and no more of those that were missed.
+    assert clock.slept == [1 / 16] * 3
+    assert figures.seconds == 1.0 + 3 / 16
+
+
+def test_pace_tells_of_faults_some_times_in_a_second() -> None:
+    figures, one, _, told = pace(seconds=0.5, rate=128.0)
     figures.served = 10
     one.change(EndlessRun(), lambda: 0.0)
-    assert told
-    assert figures.timeline.points[-1][2] == 13
+    # The first look after more than 0.05 s each time.
+    assert told == [(number * 7, number * 7 / 128) for number in range(1, 10)]
+    assert figures.timeline.points[-1] == (63 / 128, 63, 13)
+
+
+def test_pace_goes_on_where_the_run_before_ended() -> None:
+    figures, one, clock, _ = pace(seconds=1.0, rate=16.0)
+    ended = EndlessRun()
+
+    def crash() -> float:
+        ended.done = figures.updates == 3
+        return 0.0
+
+    one.change(ended, crash)
+    clock.now += 100.0
+    assert (figures.updates, figures.seconds, one.over) == (4, 4 / 16, False)
+    one.change(EndlessRun(), lambda: 0.0)
+    assert (figures.updates, figures.seconds, one.over) == (16, 1.0, True), "time between two runs does not count"
