@@ -15,14 +15,14 @@ import click
 from attrs import evolve, frozen
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 import accel
 from accel.cli.app import printable
 from accel.cli.demo_show import Chosen, choose
-from accel.cli.exit_codes import ExitCode
-from accel.errors import CapabilityError, UsageError
+from accel.cli.exit_codes import ExitCode, error_code
+from accel.cli.stress_table import WIDTH, conclude, fitting_table
+from accel.errors import AccelError, CapabilityError, UsageError
 from accel.stress.changes import CHANGES, Change
 from accel.stress.figures import Combination, Figures, Hold, Plan
 from accel.stress.judgement import TOUCHES
@@ -31,17 +31,8 @@ from accel.stress.workload import stress_workload, workload_combinations
 from accel.workload.parse import parse_file
 from accel.workload.schema import Workload
 
-_WIDTH = 144
 _SECONDS = 20.0
 _SEED_BITS = 32
-
-_TEXTS = ("touch", "plan", "hold")
-_COLUMNS = (
-    *(*_TEXTS, "vCPUs", "updates", "held", "unheld", "kicks", "calls", "frags", "p50 ms", "p99 ms", "max ms"),
-    *("served", "unserved", "crashes", "errors", "passes", "host"),
-)
-#: What a narrow terminal can do without, first of all the first.
-_DISPENSABLE = ("frags", "calls", "passes", "kicks", "unheld", "max ms", "plan", "p50 ms", "held", "p99 ms")
 
 
 @frozen(kw_only=True)
@@ -73,7 +64,7 @@ class Job:
 
 
 def show_stress(flags: StressFlags) -> int:
-    """Run it, show what came of it, and return the exit code; an interrupt ends it with what there is so far.
+    """Run it, show what came of it, and return the exit code; an interrupt or error ends it with what there is so far.
 
     Raises:
         UsageError: The flags contradict each other.
@@ -85,18 +76,21 @@ def show_stress(flags: StressFlags) -> int:
     job = _job(flags, chosen)
     console = Console(highlight=False, quiet=flags.as_json)
     if not console.is_terminal:
-        console.width = _WIDTH
+        console.width = WIDTH
     _introduce(console, chosen, job)
-    rows, interrupted = _run(job)
+    rows: list[Figures] = []
+    ending = _run(job, rows)
     if flags.as_json:
-        click.echo(json.dumps(_data(chosen, job, rows, interrupted=interrupted), indent=2))
+        click.echo(json.dumps(_data(chosen, job, rows, ending), indent=2))
     elif rows:
-        console.print(_fitting_table(console, rows))
-        _conclude(console, rows)
+        console.print(fitting_table(console, rows))
+        conclude(console, rows, "failed" if isinstance(ending, AccelError) else "interrupted")
     if flags.plot is not None and rows:
         _plot(flags.plot, rows, chosen)
         console.print(Text(f"plot: {flags.plot}"))
-    if interrupted:
+    if isinstance(ending, AccelError):
+        raise ending
+    if ending is not None:
         return ExitCode.INTERRUPTED
     return ExitCode.SUCCESS if passed(rows) else ExitCode.EXPECTATION_FAILED
 
@@ -168,16 +162,15 @@ def _both(value: str, choices: Any) -> tuple[Any, ...]:
     return get_args(choices) if value == "both" else (value,)
 
 
-def _run(job: Job) -> tuple[list[Figures], bool]:
-    """Return what came of it, and whether an interrupt ended it."""
-    rows: list[Figures] = []
+def _run(job: Job, rows: list[Figures]) -> KeyboardInterrupt | AccelError | None:
+    """Run it, add what comes of it to `rows`, and return what ended it early."""
     with _bar(job, rows) as live:
         try:
             for row in job.run(live):
                 rows.append(row)
-        except KeyboardInterrupt:
-            return rows, True
-    return rows, False
+        except (KeyboardInterrupt, AccelError) as error:
+            return error
+    return None
 
 
 @contextmanager
@@ -220,70 +213,9 @@ def _introduce(console: Console, chosen: Chosen, job: Job) -> None:
     console.print()
 
 
-def _fitting_table(console: Console, rows: Sequence[Figures]) -> Table:
-    """Return the table, without what matters least where the terminal is narrow."""
-    left_out = [] if any(row.host_errors for row in rows) else ["host"]
-    unbounded = console.options.update(max_width=10 * _WIDTH)
-    for name in (*_DISPENSABLE, ""):
-        table = _table(rows, left_out)
-        if console.measure(table, options=unbounded).maximum <= console.width:
-            break
-        left_out.append(name)
-    return table
-
-
-def _table(rows: Sequence[Figures], left_out: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for name in _COLUMNS:
-        if name not in left_out:
-            table.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=True)
-    for row in rows:
-        style = "" if row.clean else "yellow" if row.combination.hold == "unsafe" else "bold red"
-        table.add_row(*(Text(text) for name, text in _cells(row) if name not in left_out), style=style)
-    return table
-
-
-def _cells(row: Figures) -> Iterator[tuple[str, str]]:
-    """Yield the cells of a row with their columns."""
-    one, each = row.combination, row.latencies
-    times = (each.quantile(0.5), each.quantile(0.99), each.longest)
-    before = (row.updates, row.inhibits, row.unheld, row.kicks, row.slot_calls, row.fragments)
-    after = (row.served, row.unserved, row.crashes, row.guest_errors, row.guest_passes, row.host_errors)
-    texts = (
-        *(printable(one.touch), one.plan, one.hold, str(one.cpus)),
-        *(f"{number:,}" for number in before),
-        *map(milliseconds, times),
-        *(f"{number:,}" for number in after),
-    )
-    yield from zip(_COLUMNS, texts, strict=True)
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a time in milliseconds with two or three digits that count."""
-    value = seconds * 1e3
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _conclude(console: Console, rows: Sequence[Figures]) -> None:
-    console.print()
-    for hold, meaning in (("unsafe", "vCPUs not held"), ("inhibit", "vCPUs held")):
-        some = [row for row in rows if row.combination.hold == hold]
-        if not some:
-            continue
-        updates, faults = sum(row.updates for row in some), sum(row.faults for row in some)
-        errors = sum(row.guest_errors + row.host_errors for row in some)
-        rate = f" ({faults / updates * 100:.2g} for 100 updates)" if faults and updates else ""
-        style = "green" if not faults and not errors else "yellow" if hold == "unsafe" else "bold red"
-        text = f"{meaning + ':':<16}{updates:>9,} updates, {faults:,} faults{rate}, {errors:,} errors"
-        console.print(Text(text, style=style))
-    for row in rows:
-        if not row.complete:
-            console.print(f"{printable(str(row.combination))}: interrupted", style="yellow", markup=False)
-        if row.combination.hold != "unsafe" and row.first_error:
-            console.print(Text(printable(f"{row.combination}: {row.first_error}"), style="red"))
-
-
-def _data(chosen: Chosen, job: Job, rows: Sequence[Figures], *, interrupted: bool) -> dict[str, Any]:
+def _data(
+    chosen: Chosen, job: Job, rows: Sequence[Figures], ending: KeyboardInterrupt | AccelError | None
+) -> dict[str, Any]:
     spec = job.spec
     return {
         "format": 1,
@@ -293,10 +225,15 @@ def _data(chosen: Chosen, job: Job, rows: Sequence[Figures], *, interrupted: boo
         "seed": spec.seed,
         "rate": spec.rate,
         "changes": list(spec.changes),
-        "passed": passed(rows) and not interrupted,
-        "interrupted": interrupted,
+        "passed": passed(rows) and ending is None,
+        "interrupted": isinstance(ending, KeyboardInterrupt),
+        "error": _error_data(ending) if isinstance(ending, AccelError) else None,
         "rows": [row.to_data() for row in rows],
     }
+
+
+def _error_data(error: AccelError) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "exit_code": int(error_code(error))}
 
 
 def _plot(name: str, rows: Sequence[Figures], chosen: Chosen) -> None:

@@ -13,7 +13,7 @@ from typing import cast
 
 from attrs import frozen
 
-from accel.errors import GuestCrashError, StateError
+from accel.errors import AccelError, GuestCrashError, StateError
 from accel.machine import Machine
 from accel.plugins import find_accelerator
 from accel.result import Outcome, RunResult
@@ -70,10 +70,10 @@ class StressSpec:
 
 
 def run_stress(spec: StressSpec, live: Live = lambda figures: None) -> Iterator[Figures]:
-    """Run all combinations and yield what came of each; an interrupt yields what there is, and is then raised.
+    """Run all combinations and yield what came of each; an interrupt or error yields what there is, and is then raised.
 
     Raises:
-        AccelError: The host's side failed.
+        AccelError: The host's side failed; after the figures of the combination that it ended, if memory changed in it.
         KeyboardInterrupt: After the figures of the combination that it ended.
     """
     for one in spec.combinations():
@@ -82,6 +82,10 @@ def run_stress(spec: StressSpec, live: Live = lambda figures: None) -> Iterator[
             _run_one(spec, one, figures, live)
         except KeyboardInterrupt:
             yield figures
+            raise
+        except AccelError:
+            if figures.updates:
+                yield figures
             raise
         figures.complete = True
         yield figures

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve
 
-from accel.errors import UsageError
+from accel.errors import AccelError, UsageError
 from accel.result import Outcome, RunResult
 from accel.stress.figures import Combination, Figures
 from accel.stress.judgement import Judgement
@@ -35,7 +35,7 @@ def stress_workload(
 
     Raises:
         UsageError: The workload has no change that repeats.
-        AccelError: The host's side failed, or the workload cannot run.
+        AccelError: The host's side failed, or the workload cannot run; figures as with `run_stress`.
         KeyboardInterrupt: After the figures of the combination that it ended.
     """
     if all(spec.every is None for spec in workload.changes):
@@ -49,6 +49,10 @@ def stress_workload(
                 _round(variant, name, figures, pace)
         except KeyboardInterrupt:
             yield figures
+            raise
+        except AccelError:
+            if figures.updates:
+                yield figures
             raise
         figures.complete = True
         yield figures

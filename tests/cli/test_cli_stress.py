@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from accel.cli import stress as command_module
-from accel.cli.stress_show import _fitting_table, milliseconds, passed
+from accel.cli.stress_show import passed
+from accel.cli.stress_table import fitting_table, milliseconds
 from accel.stress.changes import CHANGES
 from accel.stress.figures import Combination, Figures, Hold
 from accel.stress.guests import MAX_CPUS
@@ -153,11 +154,69 @@ def test_stress_interrupted_shows_what_there_is(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=60)
     data = json.loads(output)
     assert process.returncode == 130
-    assert (data["interrupted"], data["passed"]) == (True, False)
+    assert (data["interrupted"], data["error"], data["passed"]) == (True, None, False)
     (one,) = data["rows"]
     assert (one["touch"], one["complete"]) == ("read", False)
     assert one["updates"] > 0
     assert (tmp_path / "x.svg").exists()
+
+
+#: The first change of `WORKLOAD` needs no slot more; this one does.
+TOO_FEW_SLOTS = """
+[[change]]
+region = "window"
+do = "split"
+every = "1ms"
+[accelerator.mock]
+slot_count = 2
+"""
+
+
+def test_stress_that_fails_shows_what_there_is_and_then_the_error(accelctl: Accelctl, tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text(WORKLOAD + TOO_FEW_SLOTS)
+    flags = ("stress", "w.toml", "--updates", "10", "--accel", "mock", "--hold", "inhibit")
+    done = accelctl(*flags)
+    text = done.stdout.decode()
+    assert done.returncode == 5, done.stderr
+    assert next(line.split()[:5] for line in text.splitlines() if line.startswith("w.toml ")) == [
+        "w.toml", "replace", "inhibit", "1", "1",
+    ]  # fmt: skip
+    assert text.splitlines()[-1] == "w.toml, 1 vCPU, inhibit, replace: failed"
+    says = "mock slot call failed: ENOSPC"
+    assert done.stderr.startswith(f"accelctl: {says}".encode())
+    data = json.loads(accelctl(*flags, "--json").stdout)
+    assert (data["passed"], data["interrupted"]) == (False, False)
+    assert (data["error"]["type"], data["error"]["exit_code"]) == ("MemorySlotError", 5)
+    assert data["error"]["message"].startswith(says)
+    assert [(one["updates"], one["complete"]) for one in data["rows"]] == [(1, False)]
+
+
+#: Before `accelctl stress`: the nth change of the built-in ones fails; what shows at the start counts as one.
+FAILING = """
+from accel.errors import StateError
+from accel.stress.changes import ChangingMap
+become, left = ChangingMap.become, iter(range({}))
+def fail(self, state):
+    if next(left, None) is None:
+        raise StateError("made to fail")
+    return become(self, state)
+ChangingMap.become = fail
+"""
+
+
+@pytest.mark.parametrize(("calls", "updates"), [(15, [10, 3]), (11, [10]), (1, [])])
+def test_stress_that_fails_in_a_later_combination_keeps_the_rows_before(
+    accelctl_after: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path, calls: int, updates: list[int]
+) -> None:
+    flags = (*MOCK, "--updates", "10", "--touch", "read,write", "--hold", "inhibit", "--plot", "x.svg")
+    done = accelctl_after(FAILING.format(calls), *flags)
+    assert done.returncode == 5
+    assert done.stderr == b"accelctl: made to fail\n"
+    lines = done.stdout.decode().splitlines()
+    rows = [line.split() for line in lines if line.startswith(("read ", "write "))]
+    assert [int(one[4]) for one in rows] == updates, "a combination in which nothing changed has no row"
+    assert sum(line.endswith(": failed") for line in lines) == (len(updates) > 1)
+    assert (tmp_path / "x.svg").exists() == bool(updates)
 
 
 @pytest.mark.parametrize("name", ["served", "unserved", "unplaced", "guest_errors", "host_errors"])
@@ -181,7 +240,7 @@ def test_stress_with_a_fault_in_a_held_guest_exits_with_1(accelctl_after: Callab
 def test_stress_table_fits_the_terminal_and_keeps_what_counts(width: int) -> None:
     rows = [row(updates=12_345, inhibits=12_345, kicks=99_999), row("unsafe", served=5_000, guest_passes=100_000)]
     console = Console(width=width, file=io.StringIO())
-    table = _fitting_table(console, rows)
+    table = fitting_table(console, rows)
     names = [column.header for column in table.columns]
     console.print(table)
     lines = console.file.getvalue().splitlines()
@@ -193,7 +252,7 @@ def test_stress_table_fits_the_terminal_and_keeps_what_counts(width: int) -> Non
 
 
 def test_stress_table_has_a_column_for_what_the_host_found_if_it_did() -> None:
-    table = _fitting_table(Console(width=200, file=io.StringIO()), [row(host_errors=3)])
+    table = fitting_table(Console(width=200, file=io.StringIO()), [row(host_errors=3)])
     assert table.columns[-1].header == "host"
 
 
