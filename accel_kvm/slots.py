@@ -37,18 +37,21 @@ class _Entry:
 
 
 class KvmSlots:
-    """The slots that the kernel has; `len` counts them. Guarded by the big lock, changes by `lock` too.
+    """The slots that the kernel has: a `SlotTable`. Guarded by the big lock, changes by `lock` too.
 
     Args:
         vm_fd: The VM.
         page_size: Granule of a mapping, bytes; a page of the dirty logs.
+        max_slots: Greatest number of slots (KVM_CAP_NR_MEMSLOTS).
 
     Attributes:
         lock: Held while a change is applied.
+        max_slots: As given.
     """
 
-    def __init__(self, vm_fd: int, page_size: int) -> None:
+    def __init__(self, vm_fd: int, page_size: int, max_slots: int) -> None:
         self.lock = Lock(SLOTS_LOCK)
+        self.max_slots = max_slots
         self._vm_fd = vm_fd
         self._page_size = page_size
         # Guest-physical address → _Entry. O(log n) to find by address.
@@ -75,7 +78,7 @@ class KvmSlots:
         number = self._numbers.take()
         try:
             self._set(number, slot, slot.size)
-        except MemorySlotError:
+        except BaseException:
             self._numbers.give_back(number)
             raise
         self._table[slot.gpa] = _Entry(number, slot)
@@ -110,6 +113,14 @@ class KvmSlots:
         except BackendError as error:
             raise BackendError("KVM_GET_DIRTY_LOG", error.errno or errno.EIO, f"slot {number}, {slot}") from error
         slot.log.merge(slot.offset, bitmap, self._page_size)
+
+    def full(self, slot: Slot, excess: int) -> MemorySlotError:
+        """Return the error for a change that needs `excess` slots more than there can be, `slot` being its last."""
+        advice = (
+            f"the VM has {self.max_slots} slots and the map needs {excess} more than that, merged where it can be; "
+            "map less, or larger regions"
+        )
+        return slot_error(errno.ENOSPC, self.max_slots + excess - 1, slot, slot.size, advice)
 
     def _set(self, number: int, slot: Slot, size: int) -> None:
         _REGION.pack_into(self._region, 0, number, _flags(slot), slot.gpa, size, slot.hva)

@@ -66,7 +66,7 @@ class MemSlot:
 
 
 @define(eq=False)
-class SlotTable:
+class SlotMap:
     """All slots at one moment. Immutable but for the two memos, which only grow and die with the table.
 
     Attributes:
@@ -128,13 +128,13 @@ class MemSlots:
     def __init__(self, slot_count: int, bus: threading.Lock, latency: float = 0.0) -> None:
         self.slot_count = slot_count
         self.bus = bus
-        self.table = SlotTable()
+        self.table = SlotMap()
         self._latency = latency
         self._call = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         # The vCPUs inside `run`, each with the table that it is known to use, and whether a slot call waits
         # for some. Guarded by _changed.
-        self._inside: dict[MockVcpu, SlotTable] = {}
+        self._inside: dict[MockVcpu, SlotMap] = {}
         self._awaited = False
 
     # slot calls
@@ -149,7 +149,7 @@ class MemSlots:
         with self._call:
             self._check(number, slot)
             slots = sorted((*self.table.slots, _mapped(number, slot)), key=lambda one: one.slot.gpa)
-            self._replace(SlotTable(tuple(slots)))
+            self._replace(SlotMap(tuple(slots)))
 
     def toggle(self, number: int, slot: Slot) -> None:
         """Let what `number` maps log, from no page on, or log no more, whichever `slot` says; vCPUs run on.
@@ -161,7 +161,7 @@ class MemSlots:
             old = self._find(number)
             if old is None or old.slot.with_log(slot.log) != slot:
                 raise slot_error(errno.EINVAL, number, slot)
-            self._replace(SlotTable(tuple(_mapped(number, slot) if one is old else one for one in self.table.slots)))
+            self._replace(SlotMap(tuple(_mapped(number, slot) if one is old else one for one in self.table.slots)))
 
     def delete(self, number: int, slot: Slot) -> None:
         """Unmap what `number` maps; `slot` is for the message.
@@ -173,7 +173,7 @@ class MemSlots:
             old = self._find(number)
             if old is None:
                 raise slot_error(errno.EINVAL, number, evolve(slot, size=0))
-            self._replace(SlotTable(tuple(one for one in self.table.slots if one is not old)))
+            self._replace(SlotMap(tuple(one for one in self.table.slots if one is not old)))
 
     def take_dirty(self, number: int, slot: Slot) -> bytearray:
         """Return the bitmap of pages of what `number` maps that were written since the last time.
@@ -195,7 +195,7 @@ class MemSlots:
     def clear(self) -> None:
         """Let go of all slots and the memory behind them."""
         with self._call:
-            self._replace(SlotTable())
+            self._replace(SlotMap())
 
     def _find(self, number: int) -> MemSlot | None:
         return next((one for one in self.table.slots if one.number == number), None)
@@ -209,7 +209,7 @@ class MemSlots:
         if self.table.overlapping(slot.range):
             raise slot_error(errno.EEXIST, number, slot)
 
-    def _replace(self, table: SlotTable) -> None:
+    def _replace(self, table: SlotMap) -> None:
         with self._changed:
             self.table = table
             self._awaited = bool(self._inside)
@@ -253,7 +253,7 @@ class MemSlots:
 
 
 #: What a vCPU has while it is outside of `run`.
-NO_SLOTS = SlotTable()
+NO_SLOTS = SlotMap()
 
 
 def _mapped(number: int, slot: Slot) -> MemSlot:

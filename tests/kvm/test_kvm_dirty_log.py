@@ -220,9 +220,9 @@ def test_global_log_covers_all_memory_and_what_comes_later(boot, filled, slot_ca
 # what is refused, and what fails
 
 
-def test_vm_without_a_dirty_log_refuses_to_log_and_stays_as_it_was(boot, filled, slot_calls) -> None:
+def test_vm_without_a_dirty_log_refuses_to_log_and_stays_as_it_was(boot, filled, faults, slot_calls) -> None:
+    faults.reset({0: errno.ENOTTY})
     guest = boot("f4")
-    guest.listener._capabilities -= {accel.Capability.DIRTY_LOG}
     region, logged = filled("ram", 0x11), filled("logged", 0x22)
     guest.vm.memory.add(region, at=BASE)
     logged.start_log(VGA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 import accel
 from accel import Halt, IoOut, MmioRead, MmioWrite
 from accel.address import PAGE_SIZE
+from accel.errors import AccelError, BackendError
 from accel.memory.dirty import DirtyClient
+from accel_kvm import slots
 
 pytestmark = pytest.mark.kvm
 
@@ -32,6 +35,23 @@ def test_slot_numbers_are_used_again_lowest_first(boot, slot_calls, filled) -> N
         guest.vm.memory.add(region, at=BASE + 0x10_0000 * (1 + regions.index(region)))
     assert [call.slot for call in slot_calls] == [1, 3, 4]  # 0 is the guest's own RAM, 2 is still there
     assert [guest.load(BASE + 0x10_0000 * (1 + n)) for n in (0, 2, 3)] == [0, 2, 3]
+
+
+def test_slot_number_of_a_slot_that_did_not_come_is_used_again_whatever_was_raised(
+    boot, filled, slot_calls, monkeypatch
+) -> None:
+    guest = boot("f4")
+    for error in (MemoryError("torn"), BackendError("slot call", errno.ENOMEM)):
+
+        def broken(fd: int, request: int, region: object, operation: str, error: Exception = error) -> int:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(AccelError, match=r"torn|ENOMEM"):
+            patch.setattr(slots, "ioctl", broken)
+            guest.vm.memory.add(filled("refused", 1), at=BASE)
+    guest.vm.memory.add(filled("ram", 0x11), at=BASE)
+    assert [call.slot for call in slot_calls] == [0, 1]
+    assert guest.load(BASE) == 0x11
 
 
 @pytest.mark.parametrize(

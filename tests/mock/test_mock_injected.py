@@ -127,7 +127,7 @@ def test_mock_change_whose_calls_all_succeed_is_made_under_one_hold(scene, fault
     faults.reset()
     vm, held = stage.guest.vm, set()
     (listener,) = (one for one in vm.memory.listeners if isinstance(one, MockMemoryListener))
-    faults.before_call = lambda: held.add((listener._slots_lock.held(), vm.blocker.inhibited))
+    faults.before_call = lambda: held.add((listener.slots.lock.held(), vm.blocker.inhibited))
     stage.change()
     assert faults.calls == CALLS
     assert held == {(True, True)}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.address import PAGE_SIZE, AddressRange
-from accel.errors import MapLostError, MemorySlotError, RegionError
+from accel.errors import AccelError, BackendError, MapLostError, MemorySlotError, RegionError
 from accel.exits import Halt, MmioRead
 from accel.memory.region import MemoryRegion
 from accel.memory.slot_plan import Slot
@@ -116,6 +116,22 @@ def test_mock_listener_slot_numbers_are_used_again(open_mock: Open) -> None:
         vm.memory.add(region, at=0)
         vm.memory.remove(region)
     assert _slots(vm) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError("torn"), BackendError("slot call", errno.ENOMEM)])
+def test_mock_listener_slot_number_of_a_slot_that_did_not_come_is_used_again_whatever_was_raised(
+    open_mock: Open, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    vm = open_mock()
+
+    def broken(number: int, slot: Slot) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(AccelError, match=r"torn|ENOMEM"):
+        patch.setattr(_memslots(vm), "create", broken)
+        vm.memory.add(MemoryRegion.ram("refused", 0x1000), at=0)
+    vm.memory.add(MemoryRegion.ram("ram", 0x1000), at=0)
+    assert [one.number for one in _memslots(vm).table.slots] == [0]
 
 
 def test_mock_listener_more_slots_than_there_are_is_refused_before_anything_changes(open_mock: Open) -> None:
