@@ -10,6 +10,8 @@ import click
 # As in `accel.stress`, which is not imported before it is needed; a test compares them.
 TOUCHES = ("read", "write", "locked", "fetch", "walk", "mixed")
 CHANGES = ("split", "merge", "grow", "shrink", "hole", "move", "readonly")
+HOLDS = ("inhibit", "unsafe", "kick-all", "region-list")
+_BOTH = ("inhibit", "unsafe")
 _MOST_CPUS = 16
 _MOST_SECONDS = 86_400.0
 
@@ -43,6 +45,11 @@ def _above_zero(context: click.Context, parameter: click.Parameter, value: float
     if value is not None and not (0 < value < math.inf):
         raise click.BadParameter(f"{value} is no number above zero")
     return value
+
+
+def _holds(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    named = (hold for value in values for hold in (_BOTH if value == "both" else (value,)))
+    return tuple(dict.fromkeys(named))
 
 
 def _plot_file(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -86,10 +93,13 @@ def _plot_file(context: click.Context, parameter: click.Parameter, value: str | 
 )
 @click.option(
     "--hold",
-    type=click.Choice(["inhibit", "unsafe", "both"]),
-    default="both",
-    show_default=True,
-    help="Whether vCPUs are held.",
+    "holds",
+    type=click.Choice([*HOLDS, "both"]),
+    multiple=True,
+    default=["both"],
+    callback=_holds,
+    help="What keeps guests from seeing half of a change; both is inhibit and unsafe. Repeat it to compare others.  "
+    "[default: both]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option(

@@ -14,7 +14,8 @@ from attrs import define, field
 from accel.stress.figures import Figures, Latencies, lower
 
 #: Tones of Okabe and Ito's palette, which people with any colour vision can tell apart, and a dash for each plan.
-_COLOURS = {"inhibit": "#0072b2", "unsafe": "#d55e00"}
+_COLOURS = {"inhibit": "#0072b2", "unsafe": "#d55e00", "kick-all": "#009e73", "region-list": "#cc79a7"}
+_MEANINGS = {"inhibit": "held", "unsafe": "not held", "kick-all": "all kicked", "region-list": "all at once"}
 _DASHES = {"replace": "solid", "least": (0, (4, 2))}
 _BAND, _MUTED = "#f1f1f1", "#555555"
 _SIZE, _DPI = (13.0, 5.6), 100
@@ -90,11 +91,11 @@ def _curves(rows: Sequence[Figures]) -> list[_Curve]:
 
 
 def _label(curve: _Curve) -> str:
-    held = "held" if curve.hold == "inhibit" else "not held"
     each = curve.latencies
     p50, p99, longest = (f"{value * 1e3:.3g}" for value in (each.quantile(0.5), each.quantile(0.99), each.longest))
     return (
-        f"{held} (hold={curve.hold}, plan={curve.plan}): {curve.faults[-1]:,} faults in {curve.updates:,} updates; "
+        f"{_MEANINGS[curve.hold]} (hold={curve.hold}, plan={curve.plan}): "
+        f"{curve.faults[-1]:,} faults in {curve.updates:,} updates; "
         f"p50 {p50}, p99 {p99}, longest {longest} ms"
     )
 

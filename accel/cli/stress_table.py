@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accel.cli.app import printable
-from accel.stress.figures import Figures
+from accel.stress.figures import Figures, Hold
 
 #: Columns of text where the output is no terminal.
 WIDTH = 144
@@ -22,6 +22,13 @@ _COLUMNS = (
     *(*_TEXTS, "vCPUs", "updates", "held", "unheld", "kicks", "calls", "frags", "p50 ms", "p99 ms", "max ms"),
     *("served", "unserved", "crashes", "errors", "passes", "host"),
 )
+#: What the last lines call a hold, in their order.
+_MEANINGS: dict[Hold, str] = {
+    "unsafe": "vCPUs not held",
+    "inhibit": "vCPUs held",
+    "kick-all": "all kicked",
+    "region-list": "all at once",
+}
 #: What a narrow terminal can do without, first of all the first.
 _DISPENSABLE = ("frags", "calls", "passes", "kicks", "unheld", "max ms", "plan", "p50 ms", "held", "p99 ms")
 
@@ -73,7 +80,7 @@ def milliseconds(seconds: float) -> str:
 def conclude(console: Console, rows: Sequence[Figures], cut_short: str) -> None:
     """Print what the rows come to, and of each that did not run to its end, that it was `cut_short`, in one word."""
     console.print()
-    for hold, meaning in (("unsafe", "vCPUs not held"), ("inhibit", "vCPUs held")):
+    for hold, meaning in _MEANINGS.items():
         some = [row for row in rows if row.combination.hold == hold]
         if not some:
             continue

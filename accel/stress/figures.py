@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from attrs import define, field, frozen
 
-Hold = Literal["inhibit", "unsafe"]
+Hold = Literal["inhibit", "unsafe", "kick-all", "region-list"]
 Plan = Literal["least", "replace"]
 
 #: Buckets for each doubling; a bucket is 2.2 % wide.
@@ -28,7 +28,7 @@ class Combination:
     Attributes:
         touch: The kind of touch, or the name of the workload.
         cpus: Number of vCPUs.
-        hold: Whether vCPUs are held.
+        hold: Who keeps guests from seeing half of a change, if anybody does.
         plan: How changes are planned.
     """
 
@@ -103,9 +103,9 @@ class Figures:
 
     Attributes:
         updates: Changes of the map that were made.
-        inhibits: Changes for which the vCPUs were held.
-        unheld: Changes that needed no hold.
-        kicks: vCPUs that were kicked out of the guest for them.
+        inhibits: Changes for which the blocker held the vCPUs; where the accelerator does it, that is no inhibit.
+        unheld: Changes for which nobody was held.
+        kicks: vCPUs that the blocker kicked out of the guest for them.
         slot_calls: Slots that were deleted, created or altered, each a call into the kernel; 0 where it is not counted.
         fragments: Most slots that a run has ended with beyond those that its mappings need; 0 likewise.
         served: Spurious faults that the host could serve.
@@ -115,7 +115,7 @@ class Figures:
         guest_errors: Wrong values and sums, as the guest sees them; for a workload, expectations that failed.
         guest_passes: Passes that the guest completed; for a workload, runs that came to their end.
         host_errors: Words of memory that the host found wrong after a run.
-        held_seconds: Time for which changes kept vCPUs out of the guest, waiting for them included.
+        held_seconds: Time for which inhibits kept vCPUs out of the guest, waiting for them included.
         seconds: Time for which changes were made.
         first_error: The first thing that was wrong, for people, or an empty string.
         complete: Whether it ran for as long as it should.

@@ -38,7 +38,7 @@ class StressSpec:
         accelerator: On which accelerator.
         touches: Kinds of touch.
         cpus: Numbers of vCPUs.
-        holds: Whether vCPUs are held.
+        holds: What keeps guests from seeing half of a change; the accelerator must offer each.
         plans: How changes are planned.
         changes: Kinds of change; each change is one of these at random.
         seconds: For how long each combination runs, or None.

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from accel.cli import stress as command_module
 from accel.cli.stress_show import passed
-from accel.cli.stress_table import fitting_table, milliseconds
+from accel.cli.stress_table import conclude, fitting_table, milliseconds
 from accel.stress.changes import CHANGES
 from accel.stress.figures import Combination, Figures, Hold
 from accel.stress.guests import MAX_CPUS
@@ -45,7 +45,8 @@ def row(hold: Hold = "inhibit", **figures: int) -> Figures:
     return Figures(Combination("read", 1, hold, "replace"), complete=True, **figures)
 
 
-def test_stress_flags_know_all_touches_and_changes() -> None:
+def test_stress_flags_know_all_touches_changes_and_holds() -> None:
+    assert get_args(Hold) == command_module.HOLDS
     assert command_module.TOUCHES == TOUCHES
     assert command_module.CHANGES == CHANGES
     assert command_module._MOST_CPUS == MAX_CPUS
@@ -123,6 +124,9 @@ def test_stress_with_a_workload_file_runs_its_guest_and_changes(accelctl: Accelc
         (["x.bin"], 2, "a workload file's name ends in .toml"),
         (["x.toml", "--cpus", "2"], 2, "--cpus is for the built-in guests"),
         (["x.toml"], 2, "x.toml"),
+        (["--hold", "safe"], 2, "'safe' is not one of 'inhibit', 'unsafe', 'kick-all', 'region-list', 'both'"),
+        (["--accel", "mock", "--hold", "inhibit", "--hold", "kick-all"], 3, "hold=kick-all needs 'kick-all-vcpus'"),
+        (["--accel", "mock", "--hold", "region-list"], 3, "hold=region-list needs 'region-list', which"),
         (["--accel", "mock", "--touch", "walk"], 3, "walk no page tables"),
         (["--accel", "hvf"], 3, "accelctl stress --accel mock"),
     ],
@@ -134,6 +138,41 @@ def test_stress_bad_flags_are_refused_before_anything_runs(
     assert done.returncode == code
     assert says in " ".join(done.stderr.decode().split())
     assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("hold", "call"),
+    [("kick-all", "KVM_KICK_ALL_RUNNING_VCPUS"), ("region-list", "KVM_SET_USER_MEMORY_REGION_LIST")],
+)
+def test_stress_on_kvm_says_that_no_kernel_has_the_hold(accelctl: Accelctl, hold: str, call: str) -> None:
+    done = accelctl("stress", "--accel", "kvm", "--hold", "both", "--hold", hold, "--updates", "3", "--json")
+    assert done.returncode == 3
+    assert f"accelctl: hold={hold} needs {call}, which was proposed in 2022 and which no released kernel has" in (
+        done.stderr.decode()
+    )
+    assert done.stdout == b"", "nothing has run before"
+
+
+#: Before `accelctl stress`: the mock can kick all, as far as anybody asks.
+KICKING = """
+from accel.backend import Capability
+from accel_mock.vm import MockVm
+MockVm.capabilities |= {Capability.KICK_ALL_VCPUS}
+MockVm.kick_all, MockVm.resume_all = lambda self, timeout: None, lambda self: None
+"""
+
+
+def test_stress_compares_holds_in_the_order_they_are_named(
+    accelctl_after: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    named = [word for hold in ("kick-all", "both", "inhibit") for word in ("--hold", hold)]
+    done = accelctl_after(KICKING, *MOCK, "--updates", "5", "--touch", "read", *named, "--json")
+    rows = json.loads(done.stdout)["rows"]
+    assert [(one["hold"], one["updates"], one["inhibits"], one["unheld"]) for one in rows] == [
+        ("kick-all", 5, 0, 0), ("inhibit", 5, 5, 0), ("unsafe", 5, 0, 5),
+    ]  # fmt: skip
 
 
 def test_stress_interrupted_shows_what_there_is(tmp_path: Path) -> None:
@@ -223,6 +262,7 @@ def test_stress_that_fails_in_a_later_combination_keeps_the_rows_before(
 def test_stress_passes_only_if_held_guests_saw_nothing(name: str) -> None:
     assert passed([row(), row("unsafe", **{name: 1})])
     assert not passed([row(**{name: 1}), row("unsafe")])
+    assert not passed([row(), row("kick-all", **{name: 1})])
 
 
 def test_stress_with_a_fault_in_a_held_guest_exits_with_1(accelctl_after: Callable[..., object]) -> None:
@@ -251,6 +291,17 @@ def test_stress_table_fits_the_terminal_and_keeps_what_counts(width: int) -> Non
     assert "host" not in names
 
 
+def test_stress_adds_up_each_hold_in_a_line_of_its_own() -> None:
+    console = Console(width=144, file=io.StringIO())
+    conclude(console, [row(hold, updates=10, served=number) for number, hold in enumerate(get_args(Hold))], "failed")
+    assert [" ".join(line.split()) for line in console.file.getvalue().splitlines() if line] == [
+        "vCPUs not held: 10 updates, 1 faults (10 for 100 updates), 0 errors",
+        "vCPUs held: 10 updates, 0 faults, 0 errors",
+        "all kicked: 10 updates, 2 faults (20 for 100 updates), 0 errors",
+        "all at once: 10 updates, 3 faults (30 for 100 updates), 0 errors",
+    ]
+
+
 def test_stress_table_has_a_column_for_what_the_host_found_if_it_did() -> None:
     table = fitting_table(Console(width=200, file=io.StringIO()), [row(host_errors=3)])
     assert table.columns[-1].header == "host"
@@ -271,7 +322,7 @@ def rows() -> list[Figures]:
     """Figures of both holds and two touches."""
     made = []
     for touch in ("read", "fetch"):
-        for hold in get_args(Hold):
+        for hold in ("inhibit", "unsafe"):
             one = Figures(Combination(touch, 2, hold, "replace"), updates=200, complete=True)
             for number in range(200):
                 one.latencies.add(0.0002 + number * 1e-5)
@@ -314,6 +365,17 @@ def test_plot_writes_milliseconds_as_plain_numbers(most: float) -> None:
     svg = plot_bytes([one], "mock", "svg").decode()
     assert "mathdefault" not in svg
     assert ">0.5<" in svg
+
+
+def test_plot_draws_every_hold_in_a_colour_of_its_own() -> None:
+    pytest.importorskip("matplotlib")
+    from accel.cli.stress_plot import _COLOURS, plot_bytes
+
+    svg = plot_bytes([row(hold, updates=2) for hold in get_args(Hold)], "mock", "svg").decode()
+    for hold in get_args(Hold):
+        assert f"hold={hold}, plan=replace" in svg
+        assert _COLOURS[hold] in svg
+    assert len(set(_COLOURS.values())) == len(get_args(Hold))
 
 
 def test_plot_as_png_has_its_size(rows: list[Figures]) -> None:
