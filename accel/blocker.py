@@ -63,6 +63,7 @@ from accel.blocker_stats import BlockerStats
 from accel.errors import AccelError, ClosedError, InhibitTimeoutError, MapLostError, StateError
 from accel.gate import VcpuGate, make_gate
 from accel.interrupts import deliver_interrupts
+from accel.lock_classes import Mode
 from accel.locks import GATE, GATES_LOCK, Lock, check_order, note_released, note_taken, validation_enabled
 from accel.wakeup import Wakeup
 
@@ -241,6 +242,8 @@ class AccelBlocker:
         if self._depth:
             self._depth += 1
             return
+        if self._checked:
+            check_order(GATE, Mode.SYNC)
         started = time.perf_counter()
         # Seen without the lock, since it is not exact in any case: who comes a moment later is not waited for.
         if self._waiting:

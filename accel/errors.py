@@ -173,7 +173,18 @@ class ClosedError(StateError):
 
 
 class LockError(StateError):
-    """A lock is not held where it must be, or is taken out of order."""
+    """A lock is not held where it must be, or is taken out of order.
+
+    Attributes:
+        report: Who holds what, where it was taken, and the order seen elsewhere, in many lines; a traceback shows it
+            too. Empty if a lock is only missing.
+    """
+
+    def __init__(self, problem: str, report: str = "") -> None:
+        super().__init__(problem)
+        self.report = report
+        if report:
+            self.add_note(report)
 
 
 class NoAcceleratorError(AccelError, LookupError):

@@ -4,91 +4,42 @@ Order, outermost first (a lock may be taken while holding those before it, never
 
     big lock → device locks → coalesced ring;   big lock → slots locks → gates;   any of these → dirty logs
 
-With validation on (``ACCEL_LOCKDEP=1``, always in the tests) every acquisition is checked against the ranks of
-the locks that the thread holds, and a violation raises `LockError` at the place of the mistake, whether or not
-anyone would have deadlocked. Being inside a gate counts as holding it. With validation off, a `Lock` is the C
+With validation on (``ACCEL_LOCKDEP=1``, always in the tests) every acquisition is checked against the locks that the
+thread holds: by the ranks of their classes, and by what any thread did before (`accel.lock_graph`). A violation raises
+`LockError` at the place of the mistake, with a report, whether or not anyone would have deadlocked. Being inside a gate
+counts as holding it, and so does owing others what they wait for (`completing`). With validation off, a `Lock` is the C
 implementation of `threading.RLock`, methods and ``with`` included: it costs nothing extra on the path of a guest
 exit, and no interrupt (Ctrl-C) falls between taking it and being inside the ``with``.
+
+The classes are data and stand in `accel.lock_classes`; locks with readers stand in `accel.read_locks`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import frozen
-
+from accel import lock_graph
 from accel.errors import LockError
+from accel.lock_classes import BIG_LOCK as BIG_LOCK
+from accel.lock_classes import DEVICE_LOCK as DEVICE_LOCK
+from accel.lock_classes import DIRTY_LOCK as DIRTY_LOCK
+from accel.lock_classes import GATE as GATE
+from accel.lock_classes import GATES_LOCK as GATES_LOCK
+from accel.lock_classes import LOCK_CLASSES as LOCK_CLASSES
+from accel.lock_classes import RING_LOCK as RING_LOCK
+from accel.lock_classes import SLOTS_LOCK as SLOTS_LOCK
+from accel.lock_classes import VCPU_THREAD as VCPU_THREAD
+from accel.lock_classes import LockClass as LockClass
+from accel.lock_classes import LockUse, Mode
+from accel.lock_graph import Entry
+from accel.lock_graph import LockGraph as LockGraph
 
-
-@frozen
-class LockClass:
-    """What all locks of one purpose have in common.
-
-    Attributes:
-        name: As it appears in errors and in ``docs/explanation/locking.md``.
-        rank: Position in the order: lower is taken first, equal ranks never nest.
-        protects: What may be touched only while holding it.
-        comment: Why it exists.
-        nests: Whether one thread may hold several of its rank; only where something else keeps two threads from
-            taking them in different orders.
-    """
-
-    name: str
-    rank: int
-    protects: str
-    comment: str = ""
-    nests: bool = False
-
-
-BIG_LOCK = LockClass(
-    "big_lock",
-    10,
-    "region trees, address spaces, devices without a lock of their own, machine state",
-    "one per VM; held from a transaction's begin to its end and around device handlers; never while inside a gate",
-)
-DEVICE_LOCK = LockClass(
-    "device_lock",
-    20,
-    "one device that declares its own lock",
-    "held neither at a gate nor at a transaction's begin",
-)
-RING_LOCK = LockClass(
-    "ring_lock",
-    30,
-    "the read index of the coalesced ring",
-    "a leaf: entries are taken out under it and handed to devices after it is released",
-)
-SLOTS_LOCK = LockClass(
-    "slots_lock",
-    40,
-    "the slot table of one accelerator's memory listener",
-    "held while a change is applied, from before the hold to after the last slot call; several are taken by "
-    "transactions only, under the big lock",
-    nests=True,
-)
-GATE = LockClass(
-    "gate",
-    45,
-    "calls into the accelerator, which an inhibitor waits for",
-    "no mutex: being inside counts as holding it, so nothing that an inhibitor holds may be taken inside",
-)
-GATES_LOCK = LockClass(
-    "gates_lock",
-    50,
-    "the set of gates and the count of VM calls inside",
-    "a leaf, held for a few instructions only, never around a call into the accelerator",
-)
-DIRTY_LOCK = LockClass(
-    "dirty_lock",
-    60,
-    "the dirty bitmaps of one RAM block and the count of each client",
-    "a leaf, taken by anyone at any time, inside a gate too; held for one pass over a bitmap at most",
-)
-
-LOCK_CLASSES = (BIG_LOCK, DEVICE_LOCK, RING_LOCK, SLOTS_LOCK, GATE, GATES_LOCK, DIRTY_LOCK)
+#: Where locks are taken for somebody else, whose place is the one to show.
+_TAKERS = ("accel.gate", "accel.read_locks", "accel.locks", "accel.blocker", "contextlib")
 
 
 class Ranked(Protocol):
@@ -103,7 +54,7 @@ class _Held(threading.local):
     """What this thread holds, in the order it took it; filled only with validation on."""
 
     def __init__(self) -> None:
-        self.what: list[Ranked] = []
+        self.what: list[Entry] = []
 
 
 _held = _Held()
@@ -111,30 +62,82 @@ _held = _Held()
 
 def validation_enabled() -> bool:
     """Return whether locks and gates made from now on check their order."""
-    return os.environ.get("ACCEL_LOCKDEP", "") not in ("", "0")
+    return lock_graph.current is not lock_graph.PROCESS or os.environ.get("ACCEL_LOCKDEP", "") not in ("", "0")
 
 
-def check_order(wanted: LockClass) -> None:
-    """Raise LockError if the calling thread holds something that is not taken before `wanted`."""
-    for other in _held.what:
-        rank = other.lock_class.rank
-        if rank > wanted.rank or (rank == wanted.rank and not wanted.nests):
-            chain = " → ".join(one.lock_class.name for one in _held.what)
-            rule = f"it must be taken before {other.lock_class.name}" if rank > wanted.rank else "one at a time"
-            raise LockError(f"{wanted.name} is taken while holding {chain}; {rule}")
+def check_order(wanted: LockClass, mode: Mode | None = None) -> None:
+    """Raise LockError if the calling thread holds something that `wanted` must not be waited for with.
+
+    Args:
+        wanted: The class of what the thread is about to take, or to wait for.
+        mode: How; by default as the class says.
+    """
+    if _held.what:
+        _check(_held.what, wanted.uses[wanted.mode if mode is None else mode])
 
 
-def note_taken(what: Ranked) -> None:
-    """Note that the calling thread holds `what` from now on."""
-    _held.what.append(what)
+def _check(held: list[Entry], wanted: LockUse, *, waits: bool = True) -> None:
+    graph = lock_graph.current
+    known = graph.known
+    for entry in held:
+        if (entry[1], wanted) not in known:
+            graph.admit(held, wanted, waits=waits)
+            return
+
+
+def note_taken(what: Ranked, mode: Mode | None = None) -> None:
+    """Note that the calling thread holds `what` from now on.
+
+    Args:
+        what: What it took.
+        mode: How; by default as its class says.
+    """
+    lock_class = what.lock_class
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _TAKERS:
+        frame = frame.f_back
+    _held.what.append((what, lock_class.uses[lock_class.mode if mode is None else mode], frame.f_code, frame.f_lasti))
 
 
 def note_released(what: Ranked) -> None:
     """Note that the calling thread holds `what` once less; nothing happens if it does not."""
-    for index in range(len(_held.what) - 1, -1, -1):
-        if _held.what[index] is what:
-            del _held.what[index]
+    held = _held.what
+    for index in range(len(held) - 1, -1, -1):
+        if held[index][0] is what:
+            del held[index]
             return
+
+
+def waiting_for(wait_class: LockClass) -> None:
+    """Say that the calling thread is about to wait until a thread that is `completing` this class has done so.
+
+    Raises:
+        LockError: It holds what such a thread may take first, or is itself such a thread.
+    """
+    check_order(wait_class, Mode.WAIT)
+
+
+class completing:
+    """A context in which the calling thread owes others what they wait for; whatever it takes inside comes first.
+
+    Args:
+        wait_class: What the others are `waiting_for`.
+    """
+
+    __slots__ = ("_checked", "lock_class")
+
+    def __init__(self, wait_class: LockClass) -> None:
+        self.lock_class = wait_class
+        self._checked = validation_enabled()
+
+    def __enter__(self) -> None:
+        if self._checked:
+            note_taken(self, Mode.DUTY)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        note_released(self)
 
 
 if TYPE_CHECKING:
@@ -190,22 +193,31 @@ class _CheckedLock(Lock):
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it; see `threading.RLock.acquire`. Raises LockError if that is out of order."""
-        if not self._is_owned():
-            check_order(self.lock_class)
-        taken = super().acquire(blocking, timeout)
+        held = _held.what
+        if held and not self._is_owned():
+            _check(held, self.lock_class.uses[0], waits=blocking)
+        frame = sys._getframe(1)
+        taken = _RLock.acquire(self, blocking, timeout)
         if taken:
-            note_taken(self)
+            held.append((self, self.lock_class.uses[0], frame.f_code, frame.f_lasti))
         return taken
 
     def release(self) -> None:
         """Release it once."""
-        super().release()
+        _RLock.release(self)
         note_released(self)
 
     def __enter__(self) -> bool:
-        return self.acquire()
+        held = _held.what
+        if held and not self._is_owned():
+            _check(held, self.lock_class.uses[0])
+        frame = sys._getframe(1)
+        _RLock.acquire(self)
+        held.append((self, self.lock_class.uses[0], frame.f_code, frame.f_lasti))
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        _RLock.release(self)
+        note_released(self)

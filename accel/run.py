@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from accel.errors import InhibitTimeoutError, StateError
 from accel.housekeeper import Housekeeper
 from accel.interrupts import interrupts_held_back
+from accel.locks import VCPU_THREAD, waiting_for
 from accel.result import Outcome, RunResult
 from accel.run_control import RunControl
 from accel.vcpu_thread import VcpuThread
@@ -82,8 +83,9 @@ class Run:
         Raises:
             InhibitTimeoutError: One did not come out; it is paused as soon as it does.
             StateError: Called inside a transaction, which would wait for ever.
+            LockError: With lock validation on, a lock is held; so for `stop` and `wait`.
         """
-        self._refuse_in_transaction("pause")
+        self._refuse_to_wait("pause")
         self._control.request_pause()
         self.kick_all()
         if not self.on_vcpu_thread():
@@ -100,7 +102,7 @@ class Run:
             InhibitTimeoutError: One did not come out.
             StateError: Called inside a transaction, which would wait for ever.
         """
-        self._refuse_in_transaction("stop")
+        self._refuse_to_wait("stop")
         self._control.request_stop(outcome)
         self.kick_all()
         if not self.on_vcpu_thread() and not self._control.wait_done(STOP_TIMEOUT):
@@ -134,7 +136,7 @@ class Run:
             InhibitTimeoutError: A vCPU did not come out when it was told to.
             StateError: Called inside a transaction or on a vCPU thread, which would wait for ever.
         """
-        self._refuse_in_transaction("wait")
+        self._refuse_to_wait("wait")
         if self.on_vcpu_thread():
             raise StateError("wait on a vCPU's own thread would wait for itself; call stop there")
         try:
@@ -209,9 +211,12 @@ class Run:
         self._control.fail(error)
         self.kick_all()
 
-    def _refuse_in_transaction(self, call: str) -> None:
+    def _refuse_to_wait(self, call: str) -> None:
+        """Raise if a vCPU's thread may need what the caller holds; on such a thread nothing waits."""
         if self._vm.transactions.active:
             raise StateError(f"{call} inside a memory transaction would wait for ever; leave the `with` first")
+        if not self.on_vcpu_thread():
+            waiting_for(VCPU_THREAD)
 
     def _stuck(self) -> InhibitTimeoutError:
         inside = [(gate.name, gate.operation, STOP_TIMEOUT) for gate in self._vm.blocker.gates if gate.busy]

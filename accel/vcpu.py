@@ -30,6 +30,7 @@ from accel.exits import (
     Shutdown,
     unpack_io,
 )
+from accel.locks import VCPU_THREAD, note_released, note_taken, validation_enabled, waiting_for
 from accel.program import GuestProgram
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class Vcpu:
         backend: The accelerator's side.
     """
 
+    #: For lock validation: a thread that runs it in a loop owes others the calls that they want made.
+    lock_class = VCPU_THREAD
+
     def __init__(self, vm: Vm, index: int, backend: VcpuBackend) -> None:
         self.vm = vm
         self.index = index
@@ -124,7 +128,8 @@ class Vcpu:
         paused; if none does, the call is made here. Use it for state: ``vcpu.call(vcpu.read_state)``.
 
         Raises:
-            LockError: The big lock is held; the vCPU's thread may be waiting for it.
+            LockError: The big lock is held; the vCPU's thread may be waiting for it. With lock validation on, the
+                same for any other lock, and on the thread of another vCPU, which may want a call made here.
             Exception: Whatever `function` raised.
         """
         call = _Call(function)
@@ -132,6 +137,7 @@ class Vcpu:
             wake = self._wake
             if wake is not None and self.gate.thread_id != _thread.native_id:
                 self.vm.big_lock.assert_not_held("the vCPU's thread may be waiting for it; call outside of it")
+                waiting_for(VCPU_THREAD)
                 self._calls.append(call)
             else:
                 wake = None
@@ -158,12 +164,15 @@ class Vcpu:
         with self._calls_lock:
             self.gate.thread_id = _thread.native_id
             self._wake = wake
+        if validation_enabled():
+            note_taken(self)
 
     def unbind(self) -> None:
         """Note that the calling thread runs it no more, and make the calls that are left."""
         with self._calls_lock:
             self._wake = None
         self.run_calls()
+        note_released(self)
 
     def read_state(self) -> X86State:
         """Return registers and mode, after completing the access of the last exit; on the vCPU's thread.

@@ -85,7 +85,11 @@ LAYERS = [
     "accel.blocker",
     "accel.blocker_stats",
     "accel.gate",
+    "accel.read_locks",
     "accel.locks",
+    "accel.lock_graph",
+    "accel.lock_report",
+    "accel.lock_classes",
     "accel.interrupts",
     "accel.wakeup",
     "accel.options",
@@ -122,6 +126,7 @@ PUBLIC = (
     "accel.memory.slot_update",
     "accel.options",
     "accel.program",
+    "accel.read_locks",
 )
 
 

@@ -238,8 +238,10 @@ def test_locking_page_has_each_lock_class_with_its_words(pages):
     page = pages["docs/explanation/locking.md"]
     for lock_class in LOCK_CLASSES:
         section = page.section(lock_class.name)
-        assert f"**Rank:** {lock_class.rank}" in section
-        assert f"**Protects:** {lock_class.protects}." in " ".join(section.split()), lock_class.name
+        text = " ".join(section.split())
+        assert f"**Rank:** {lock_class.rank} " in text
+        assert f"**Type:** {lock_class.type}" in text, lock_class.name
+        assert f"**Protects:** {lock_class.protects}." in text, lock_class.name
         assert all(f"**{field}:**" in section for field in ("Type", "Protects", "Comment"))
 
 
@@ -277,4 +279,4 @@ def _lock_attributes(kind: ast.ClassDef) -> set[str]:
 
 def test_locking_page_names_each_plain_lock(pages):
     page = pages["docs/explanation/locking.md"]
-    assert {spans(cells[0])[0] for cells in rows(page.section("Plain locks"))} == plain_locks()
+    assert {span for cells in rows(page.section("Plain locks")) for span in spans(cells[0])} == plain_locks()
