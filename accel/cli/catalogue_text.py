@@ -16,7 +16,7 @@ _PIPE_WIDTH = 1000
 
 def print_catalogue(found: Mapping[str, Sequence[Entry]], broken: Sequence[Mapping[str, str]]) -> None:
     """Print a table for each kind, and the plugins that are not in use."""
-    console = _console()
+    console = plain_console()
     for number, (kind, entries) in enumerate(found.items()):
         if number:
             console.print()
@@ -34,7 +34,7 @@ def print_catalogue(found: Mapping[str, Sequence[Entry]], broken: Sequence[Mappi
 
 def print_entry(entry: Entry) -> None:
     """Print one entry with all that is known of it, and its options."""
-    console = _console()
+    console = plain_console()
     console.print(Text(entry.name, style="bold") + Text(f"  {entry.summary}", style="not bold"))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -51,7 +51,7 @@ def print_entry(entry: Entry) -> None:
     if not entry.options:
         return
     console.print()
-    table = _plain_table("option", "default", "values", "")
+    table = plain_table("option", "default", "values", "")
     for option in entry.options:
         table.add_row(option.name, default_text(option), values_text(option), option.help)
     console.print(table)
@@ -59,11 +59,11 @@ def print_entry(entry: Entry) -> None:
 
 def _table(kind: str, entries: Sequence[Entry]) -> Table:
     if kind != "accelerators":
-        table = _plain_table(kind, "plugin", "")
+        table = plain_table(kind, "plugin", "")
         for entry in entries:
             table.add_row(entry.name, f"{entry.plugin} ({entry.distribution})", entry.summary)
         return table
-    table = _plain_table(kind, "available", "plugin", "")
+    table = plain_table(kind, "available", "plugin", "")
     for entry in entries:
         table.add_row(entry.name, _availability(entry), f"{entry.plugin} ({entry.distribution})", _about(entry))
     return table
@@ -78,14 +78,15 @@ def _availability(entry: Entry) -> Text:
     return Text("yes", style="green") if entry.available else Text("no", style="yellow")
 
 
-def _plain_table(*headers: str) -> Table:
+def plain_table(*headers: str) -> Table:
+    """Return an empty table without lines, whose first column does not wrap."""
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
     for number, header in enumerate(headers):
         table.add_column(header, no_wrap=number == 0)
     return table
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Return a console as wide as the terminal; a pipe gets every entry on one line."""
     console = Console(highlight=False)
     if not console.is_terminal:

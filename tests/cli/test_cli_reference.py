@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from accel.cli import demo, list, mtree, run, stress
+from accel.cli import demo, list, locks, mtree, run, stress
 from accel.program import _OPS
 from accel.result import Outcome
 from accel.workload import schema
@@ -71,7 +71,7 @@ def test_accelctl_page_lists_every_flag(command: click.Command) -> None:
     assert listed == flags
 
 
-@pytest.mark.parametrize("command", [list.command, demo.command])
+@pytest.mark.parametrize("command", [list.command, demo.command, locks.command])
 def test_accelctl_page_names_every_flag_of_the_other_commands(command: click.Command) -> None:
     text = sections("accelctl.md")[f"accelctl {command.name}"]
     for option in command.params:
