@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from accel.errors import AccelError, DeviceError, GuestCrashError
+from accel.errors import AccelError, ClosedError, DeviceError, GuestCrashError
 from accel.exits import ExitKind, unpack_io
 from accel.gate import NEVER
 from accel.memory import guest_access
@@ -84,7 +84,7 @@ class VcpuThread:
             if self._attend():
                 self._loop()
         except BaseException as error:  # noqa: BLE001 - it is raised to whoever waits for the run
-            self._control.fail(error)
+            self._control.fail(self._reason(error))
         finally:
             vcpu.gate.leave()
             vcpu.gate.entered = NEVER
@@ -94,9 +94,19 @@ class VcpuThread:
             self._control.leave(vcpu.index)
             self._kick_all()
 
+    def _reason(self, error: BaseException) -> BaseException:
+        """Return what ends the run: if somebody has closed the vCPU, that, since the error only comes of it."""
+        vcpu = self.vcpu
+        if not vcpu.closed or isinstance(error, ClosedError):
+            return error
+        closed = ClosedError("the VM is closed" if vcpu.vm.closed else f"vCPU {vcpu.index} is closed")
+        closed.__cause__ = error
+        return closed
+
     def _loop(self) -> None:
-        vm, gate, record = self.vcpu.vm, self.vcpu.gate, self.vcpu.backend.record
-        run, enter, leave, step_out = self.vcpu.backend.run, gate.enter, gate.leave, gate.step_out
+        vcpu = self.vcpu
+        vm, gate, record = vcpu.vm, vcpu.gate, vcpu.backend.record
+        run, enter, leave, step_out = vcpu.backend.run, gate.enter, gate.leave, gate.step_out
         history, io, ports, counts = vm.history, vm.io, self._ports, self.exits
         handlers = ports.handlers
         ring = vm.backend.ring.indices if vm.backend.ring is not None else None
@@ -104,6 +114,9 @@ class VcpuThread:
         gate.operation = "run"
         while True:
             enter()
+            if vcpu.closed:
+                # It was while this thread waited at the gate or was outside; what `run` would call is gone.
+                raise ClosedError(f"vCPU {vcpu.index} is closed")
             gate.entered = history.completed
             kind = run()
             exited = history.started
