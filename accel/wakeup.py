@@ -29,10 +29,6 @@ class Wakeup:
         """Forget that it was set; for the waiter."""
         self._unset.acquire(blocking=False)
 
-    def is_set(self) -> bool:
-        """Return whether it is set."""
-        return not self._unset.locked()
-
     def wait(self, timeout: float = -1) -> bool:
         """Wait until it is set, or for `timeout` seconds; take it back and return True if it was."""
         return self._unset.acquire(timeout=timeout)

@@ -196,10 +196,6 @@ class RegionNode:
         """Return the children that reach into the offsets [start, end), in the order of `children`."""
         return [] if self._children is None else self._children.overlapping(start, end)
 
-    def reachable(self) -> Iterator[Self]:
-        """Yield this region and all that its children and alias targets lead to, each once."""
-        return _walk(self, lambda region: True)
-
     def aliases(self) -> list[Self]:
         """Return the aliases with this region for a target that belong to the same VM; needs the big lock."""
         return [] if self._aliases is None else list(self._aliases)

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import pytest
+from memory_tree import every_region
 
 from accel import blocker, gate, interrupts, vcpu
 from accel.address import PAGE_SIZE
@@ -229,7 +230,7 @@ def _settled(stage) -> None:
     with stage.transaction():
         pass
     stage.check()
-    for one in stage.memory.root.reachable():
+    for one in every_region(stage.memory.root):
         below = list(one._children or ())
         assert len(below) == len(one._children or ()) == len(set(map(id, below)))
         assert all(child.parent is one for child in below)

@@ -8,6 +8,7 @@ import struct
 from types import SimpleNamespace
 
 import pytest
+from memory_tree import every_region
 
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE, AddressRange
 from accel.errors import AddressError, ClosedError, LockError, RegionError, StateError, UsageError
@@ -44,7 +45,7 @@ def snapshot(*regions: MemoryRegion) -> list[object]:
     return [
         (*(getattr(one, name) for name in names), one.block.size if one.block else None)
         for root in regions
-        for one in root.reachable()
+        for one in every_region(root)
     ]
 
 
