@@ -106,8 +106,8 @@ class LockGraph:
             harmless = first.nests or not blocks(held.mode, wanted.mode) or not (waits or first.rank is not None)
             return None if harmless else ()
         if first.rank is not None and then.rank is not None:
-            if first.rank == then.rank:
-                return None if then.nests else ()
+            if first.rank == then.rank and not then.nests:
+                return ()
             waits = waits or first.rank > then.rank
         return self._way(wanted, held) if waits else None
 
