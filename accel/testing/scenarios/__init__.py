@@ -1,0 +1,1 @@
+"""Scenarios for the explorer, over this project's own code."""
