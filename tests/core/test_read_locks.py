@@ -132,6 +132,19 @@ def test_rw_lock_whose_writer_gave_up_lets_readers_pass(spawn) -> None:
     end()
 
 
+def test_rw_lock_whose_waiting_writer_gives_up_wakes_the_readers_behind_it(spawn) -> None:
+    lock = RwLock(LockClass("rw"))
+    inside, end = reader(lock, spawn)
+    assert inside()
+    writer = spawn(lambda: lock.acquire_write(timeout=0.5))
+    until(lambda: len(lock._queue) == 1)
+    behind, end_behind = reader(lock, spawn)
+    assert writer.join() is False
+    assert behind()
+    end_behind()
+    end()
+
+
 @pytest.mark.parametrize("first", ["read", "write"])
 @pytest.mark.parametrize("second", ["read", "write"])
 def test_rw_lock_taken_twice_by_a_thread_raises_instead_of_waiting_for_itself(

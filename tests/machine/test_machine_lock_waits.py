@@ -8,7 +8,7 @@ import pytest
 
 from accel.blocker import AccelBlocker
 from accel.errors import InhibitTimeoutError, LockError
-from accel.locks import BIG_LOCK, DEVICE_LOCK, Lock, LockClass
+from accel.locks import BIG_LOCK, DEVICE_LOCK, VCPU_THREAD, Lock, LockClass, waiting_for
 from accel.program import GuestProgram, Loop, Out
 from accel.result import Outcome
 from accel.testing.programs import hello
@@ -53,6 +53,17 @@ def test_call_on_one_vcpu_from_the_thread_of_another_is_refused(machine):
         first.call(lambda: second.call(lambda: 1))
     assert first.call(lambda: first.call(lambda: 1)) == 1
     run.stop()
+
+
+def test_thread_owes_calls_only_while_it_runs_a_vcpu(machine):
+    vcpu = machine.vm.vcpus[0]
+    vcpu.bind(lambda: None)
+    try:
+        with pytest.raises(LockError, match="one at a time"):
+            waiting_for(VCPU_THREAD)
+    finally:
+        vcpu.unbind()
+    waiting_for(VCPU_THREAD)
 
 
 def test_call_on_a_vcpu_that_nobody_runs_waits_for_nobody(machine):
