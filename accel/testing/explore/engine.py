@@ -77,11 +77,10 @@ class Task:
         step: What it is about to do, for people.
         done: Whether it has ended.
         held: The mutexes that it holds, by id.
+        atomic: Whether it is in something that is one step, and `going` whether it has stopped before that already.
     """
 
-    __slots__ = (
-        "count", "done", "greenlet", "held", "index", "last", "name", "named", "ready", "step", "timed_out", "timeout",
-    )  # fmt: skip
+    __slots__ = ("atomic", "count", "done", "going", "greenlet", "held", "index", "last", "name", "named", "ready", "step", "timed_out", "timeout")  # fmt: skip
 
     def __init__(self, index: int, name: str, run: Callable[[], None]) -> None:
         self.index = index
@@ -96,6 +95,8 @@ class Task:
         self.step: Step = "start"
         self.done = False
         self.held: frozenset[int] = frozenset()
+        self.atomic = False
+        self.going = False
 
 
 class Choice:
@@ -347,7 +348,9 @@ class Engine:
         shared = self.shared
         if shared is None or name in shared:
             task.step = (name, write, value)
-            self._switch(task)
+            if not task.going:
+                self._switch(task)
+                task.going = task.atomic
             self._note(task, self.place(owner, key, name), write=write)
             if self._observer is not None:
                 self._observer(task, step_text(task.step), timed_out=False)

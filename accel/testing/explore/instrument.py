@@ -4,13 +4,16 @@
 items, methods of containers, membership, iteration and truth. `Accesses` is what these names are bound to. What it does
 not see: variables that closures share, globals, and what functions written in C do with what they are given.
 
-An access and its check are one step: arguments and values are worked out before.
+An access and its check are one step: arguments and values are worked out before. A method decorated with ``atomically``
+is one step, as an instruction of a processor is that reads and writes at once.
 """
 
 from __future__ import annotations
 
 import ast
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +53,7 @@ class Accesses:
             "_x_delete_item": self.delete_item,
             "_x_in": self.contains,
             "_x_touch": self.touch,
+            "_x_atomic": self.atomic,
         }
 
     def load(self, owner: Any, name: str, /) -> Any:
@@ -118,6 +122,19 @@ class Accesses:
             self._access(owner, write=False)
         return owner
 
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Make what is done inside one step; what it touches is noted all the same. Does not nest."""
+        task = self._runtime.task
+        if task is None:
+            yield
+            return
+        task.atomic = True
+        try:
+            yield
+        finally:
+            task.atomic = task.going = False
+
     def _access(self, owner: Any, key: Any = "[]", *, write: bool, value: Any = None) -> None:
         engine = self._runtime.engine
         if engine is not None and engine.current is not None:
@@ -156,8 +173,13 @@ class _Modules(ast.NodeTransformer):
     """Finds the functions; what runs when a module or class is made stays as it is."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        """Rewrite the body, not the decorators and defaults."""
+        """Rewrite the body, not the decorators and defaults; what is decorated with `atomically` is one step."""
         node.body = _Functions().rewrite(node.body)
+        others = [one for one in node.decorator_list if not (isinstance(one, ast.Name) and one.id == "atomically")]
+        if len(others) < len(node.decorator_list):
+            node.decorator_list = others
+            inside = ast.With([ast.withitem(_call(node, "_x_atomic"))], node.body)
+            node.body = [ast.copy_location(inside, node)]
         return node
 
 
