@@ -2,7 +2,8 @@
 
 Order, outermost first (a lock may be taken while holding those before it, never those after it):
 
-    big lock → device locks → coalesced ring;   big lock → slots locks → gates;   any of these → dirty logs
+    waiting for a vCPU's thread → big lock;   big lock → device locks → coalesced ring;
+    big lock → slots locks → gates;   any of these → dirty logs
 
 With validation on (``ACCEL_LOCKDEP=1``, always in the tests) every acquisition is checked against the locks that the
 thread holds: by the ranks of their classes, and by what any thread did before (`accel.lock_graph`). A violation raises
