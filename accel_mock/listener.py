@@ -15,7 +15,7 @@ from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_listener import SlotListener, SlotRules
 from accel.memory.slot_plan import Policy, Slot, SlotNumbers
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
-from accel_mock.slots import MemSlots, slot_error
+from accel_mock.kvm.memslots import MemSlots, slot_error
 
 
 class MockSlots:

@@ -106,7 +106,7 @@ def _loop_end(vcpu: MockVcpu, begin: int, place: int, depth: int, count: int | N
 
 def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
     address, size, expect, after = op.address, op.size, op.expect, place + 1
-    unpack = _ITEM[size].unpack_from
+    unpack, readable = _ITEM[size].unpack_from, vcpu.readable
     parts = _parts(address, size)
 
     def access() -> Generator[int, None, None]:
@@ -115,10 +115,10 @@ def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
             vcpu.errors += 1
 
     def step() -> int:
-        found = vcpu.table.readable.get(address) or vcpu.table.place_to_read(address)
-        if found is None:
-            return vcpu.start_access(access(), place)
-        memory, offset, _ = found
+        found = readable.get(address) or vcpu.find_to_read(address)
+        if not found:
+            return vcpu.start_access(access(), place) if found is None else place
+        memory, offset = found
         if expect is not None and unpack(memory, offset)[0] != expect:
             vcpu.errors += 1
         return after
@@ -128,18 +128,16 @@ def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
 
 def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
     address, value, size, bus, after = op.address, op.value, op.size, vcpu.bus, place + 1
-    pack = _ITEM[size].pack_into
+    pack, writable = _ITEM[size].pack_into, vcpu.writable
     parts = _parts(address, size)
 
     def step() -> int:
-        found = vcpu.table.writable.get(address) or vcpu.table.place_to_write(address)
-        if found is None:
-            return vcpu.start_access(_write(vcpu, parts, value), place)
-        memory, offset, log = found
+        found = writable.get(address) or vcpu.find_to_write(address)
+        if not found:
+            return vcpu.start_access(_write(vcpu, parts, value), place) if found is None else place
+        memory, offset = found
         with bus:
             pack(memory, offset, value)
-            if log is not None:
-                log.note(offset)
         return after
 
     return step if len(parts) == 1 else lambda: vcpu.start_access(_write(vcpu, parts, value), place)
@@ -148,6 +146,7 @@ def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
 def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
     address, value, size, bus, after = op.address, op.value, op.size, vcpu.bus, place + 1
     pack, unpack, mask = _ITEM[size].pack_into, _ITEM[size].unpack_from, (1 << 8 * size) - 1
+    writable = vcpu.writable
     parts = _parts(address, size)
 
     def access() -> Generator[int, None, None]:
@@ -156,25 +155,25 @@ def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
         yield from _write(vcpu, parts, old + value)
 
     def step() -> int:
-        found = vcpu.table.writable.get(address) or vcpu.table.place_to_write(address)
-        if found is None:
-            return vcpu.start_access(access(), place)
-        memory, offset, log = found
+        found = writable.get(address) or vcpu.find_to_write(address)
+        if not found:
+            return vcpu.start_access(access(), place) if found is None else place
+        memory, offset = found
         with bus:
             pack(memory, offset, unpack(memory, offset)[0] + value & mask)
-            if log is not None:
-                log.note(offset)
         return after
 
     return step
 
 
 def _fetch(vcpu: MockVcpu, place: int, op: Fetch) -> Step:
-    address, after = op.address, place + 1
+    address, readable, after = op.address, vcpu.readable, place + 1
 
     def step() -> int:
-        found = vcpu.table.readable.get(address) or vcpu.table.place_to_read(address)
-        if found is None:
+        found = readable.get(address) or vcpu.find_to_read(address)
+        if not found:
+            if found is not None:
+                return place
             problem = f"instruction fetch at {address:#x}, where no memory is"
             return vcpu.fail(ExitKind.INTERNAL_ERROR, problem, address)
         code = found[0][found[1]]
@@ -195,14 +194,13 @@ def _parts(address: int, size: int) -> list[tuple[int, int]]:
 def _read(vcpu: MockVcpu, parts: list[tuple[int, int]]) -> Generator[int, None, int]:
     value = shift = 0
     for address, size in parts:
-        found = vcpu.table.place_to_read(address)
-        if found is None:
+        data = vcpu.read_through_slots(address, size)
+        if data is None:
             vcpu.record[0], vcpu.record[2] = address, size
             yield _MMIO
             part = vcpu.record[1] & (1 << 8 * size) - 1
         else:
-            memory, offset, _ = found
-            part = int.from_bytes(memory[offset : offset + size], "little")
+            part = int.from_bytes(data, "little")
         value |= part << shift
         shift += 8 * size
     return value
@@ -213,14 +211,7 @@ def _write(vcpu: MockVcpu, parts: list[tuple[int, int]], value: int) -> Generato
         part = value & (1 << 8 * size) - 1
         value >>= 8 * size
         data = part.to_bytes(size, "little")
-        found = vcpu.table.place_to_write(address)
-        if found is not None:
-            memory, offset, log = found
-            with vcpu.bus:
-                memory[offset : offset + size] = data
-                if log is not None:
-                    log.note(offset)
-        elif not vcpu.ring.push(address, data, is_port=False):
+        if not vcpu.write_through_slots(address, data) and not vcpu.ring.push(address, data, is_port=False):
             vcpu.record[0], vcpu.record[1], vcpu.record[2] = address, part, size | 1 << 32
             yield _MMIO
 

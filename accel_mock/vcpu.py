@@ -3,10 +3,15 @@
 A program is compiled into a list of steps once (`accel_mock.steps`); `run` goes through them, one call a step,
 and looks at one flag between two. An operation that exits stays where it is: as on KVM, its access completes
 at the next `run`, before the guest goes on, and a kick is looked at after that.
+
+The vCPU's TLB is two dicts, of translations for reading and for writing. A write translation is one for which the
+memslot's log has been told, if it has one. What is not there is a page fault (`accel_mock.kvm.mmu`).
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator
 
@@ -14,39 +19,48 @@ from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel.program import GuestProgram
 from accel_mock.coalesced import MockCoalescedRing
-from accel_mock.slots import NO_SLOTS, MemSlots
+from accel_mock.kvm.memslots import MemSlots
+from accel_mock.kvm.mmu import Fault, Place
+from accel_mock.kvm.running import HANDOVER_SECONDS, Running
 
 #: Executes the operation at one place; returns the place to go on at, or `EXIT` minus the kind of an exit.
 Step = Callable[[], int]
 
 EXIT = -1
 
-#: Steps that a vCPU makes with a new table, at least, before the slot call which brought it returns.
-_STEPS_PER_TABLE = 8
+#: What a page fault gives that is to be tried again: false, as None is, and unlike it.
+AGAIN: tuple[()] = ()
+
+#: Steps that a vCPU makes with new slots, at least, before the slot call which brought them returns. Without these a
+#: gap would last for a single one.
+_STEPS_AT_LEAST = 8
 
 
 class MockVcpu(VcpuBackend):
     """One vCPU of the mock. Owned by the thread that runs it, but for `attention` and `_kicked`.
 
     Attributes:
-        table: The slots that it works with.
-        attention: Set by any thread to have the vCPU look for kicks and new slots before its next operation.
+        readable: Its TLB: addresses that may be read, up to the end of their page, and where they lie.
+        writable: The same for writing.
+        attention: Set by any thread to have the vCPU look for kicks and requests before its next operation.
         ring: Where coalesced writes go.
         bus: Makes each write to memory, with its note, one step to other vCPUs and to whoever takes a log.
         errors: The program's error count.
         counters: What is left of each loop around the operation, outermost first.
     """
 
-    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing) -> None:
+    def __init__(self, memslots: MemSlots, running: Running, bus: threading.Lock, ring: MockCoalescedRing) -> None:
         self.record = memoryview(array("Q", (0, 0, 0, 0)))
         self.io_data = memoryview(bytearray(8))
-        self.table = NO_SLOTS
+        self.readable: dict[int, Place] = {}
+        self.writable: dict[int, Place] = {}
         self.attention = False
         self.ring = ring
-        self.bus = memslots.bus
+        self.bus = bus
         self.errors = 0
         self.counters: list[int] = []
         self._memslots = memslots
+        self._running = running
         self._kicked = False
         self._steps: list[Step] = [self._nothing_loaded]
         self._place = 0
@@ -66,12 +80,12 @@ class MockVcpu(VcpuBackend):
 
     def run(self) -> int:
         """Run the program until it comes out; see `VcpuBackend.run`."""
-        self._memslots.enter(self)
+        self._running.enter(self)
         try:
             kind = self._complete()
             return self._execute() if kind is None else kind
         finally:
-            self._memslots.leave(self)
+            self._running.leave(self)
 
     def _execute(self) -> int:
         steps, place = self._steps, self._place
@@ -83,15 +97,14 @@ class MockVcpu(VcpuBackend):
                     self._kicked = False
                     self._place = place
                     return ExitKind.INTERRUPTED
-                self.table = self._memslots.table
-                # A slot call waits for this vCPU, so without these a gap would last for a single step.
-                for _ in range(_STEPS_PER_TABLE):
+                heard = self._running.hear(self)
+                for _ in range(_STEPS_AT_LEAST):
                     following = steps[place]()
                     if following < 0:
                         self._place = place
                         return EXIT - following
                     place = following
-                self._memslots.acknowledge(self)
+                self._running.has_worked(self, heard)
                 continue
             following = steps[place]()
             if following < 0:
@@ -106,12 +119,12 @@ class MockVcpu(VcpuBackend):
 
     def finish(self) -> int:
         """Complete the last exit's access; see `VcpuBackend.finish`."""
-        self._memslots.enter(self)
+        self._running.enter(self)
         try:
             kind = self._complete()
             return ExitKind.INTERRUPTED if kind is None else kind
         finally:
-            self._memslots.leave(self)
+            self._running.leave(self)
 
     def _complete(self) -> int | None:
         """Go on with the access that exited; return its next exit, or None once it is complete."""
@@ -135,8 +148,59 @@ class MockVcpu(VcpuBackend):
         """Let go of the program, which points back at this object."""
         self._steps = []
         self._access = None
+        self.drop_tlb()
+
+    def drop_tlb(self) -> None:
+        """Forget all translations; on the vCPU's thread."""
+        self.readable.clear()
+        self.writable.clear()
 
     # for the steps
+
+    def find_to_read(self, address: int) -> Place | tuple[()] | None:
+        """Return where the byte at `address` lies, with all up to its page's end; None in a hole, or `AGAIN`."""
+        found = self._memslots.mmu.fault(address, write=False)
+        if isinstance(found, tuple):
+            self.readable[address] = found
+            return found
+        return self._not_found(found)
+
+    def find_to_write(self, address: int) -> Place | tuple[()] | None:
+        """Return the same for writing; None in a read-only slot too."""
+        found = self._memslots.mmu.fault(address, write=True)
+        if isinstance(found, tuple):
+            self.writable[address] = found
+            return found
+        return self._not_found(found)
+
+    def _not_found(self, fault: Fault) -> tuple[()] | None:
+        if fault is Fault.MMIO:
+            return None
+        # Whoever changes memory needs the GIL to go on.
+        time.sleep(HANDOVER_SECONDS)
+        return AGAIN
+
+    def read_through_slots(self, address: int, size: int) -> bytes | None:
+        """Return what KVM's emulator reads at `address`, within one page; None where no memory is. It uses no TLB."""
+        with self._memslots.srcu.read():
+            slot = self._memslots.table.find(address)
+            if slot is None or slot.invalid:
+                return None
+            offset = address - slot.slot.gpa
+            return bytes(slot.bytes[offset : offset + size])
+
+    def write_through_slots(self, address: int, data: bytes) -> bool:
+        """Write as KVM's emulator does, within one page; return False where it cannot be written."""
+        with self._memslots.srcu.read():
+            slot = self._memslots.table.find(address)
+            if slot is None or slot.invalid or slot.slot.readonly:
+                return False
+            offset = address - slot.slot.gpa
+            with self.bus:
+                slot.bytes[offset : offset + len(data)] = data
+            if slot.log is not None:
+                slot.log.note(offset)
+            return True
 
     def start_access(self, access: Iterator[int], place: int) -> int:
         """Begin an access that may exit; return the place after `place`, or the exit, as a `Step` does."""

@@ -11,9 +11,10 @@ from accel.errors import CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
+from accel_mock.kvm.memslots import MemSlots
+from accel_mock.kvm.running import Running
 from accel_mock.limits import CAPABILITIES, MAX_VCPUS, SLOT_COUNT
 from accel_mock.listener import MockMemoryListener
-from accel_mock.slots import MemSlots
 from accel_mock.vcpu import MockVcpu
 
 
@@ -32,11 +33,12 @@ class MockVm(VmBackend):
             raise CapabilityError("the mock has no interrupt controller and no timer; create the VM without")
         options = config.options
         self._policy = cast(Policy, options.get("plan", "least"))
-        # Makes writes of all vCPUs atomic against each other and against taking a dirty log; a leaf.
+        # Makes writes of all vCPUs atomic against each other; a leaf.
         self._bus = threading.Lock()
+        self._running = Running()
         self._memslots = MemSlots(
             cast(int, options.get("slot_count", SLOT_COUNT)),
-            self._bus,
+            self._running,
             cast(int, options.get("slot_latency_us", 0)) / 1e6,
         )
         self._listener: MockMemoryListener | None = None
@@ -45,7 +47,7 @@ class MockVm(VmBackend):
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU without a program."""
-        return MockVcpu(self._memslots, self._ring)
+        return MockVcpu(self._memslots, self._running, self._bus, self._ring)
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the slots, and the coalesced parts of the memory."""

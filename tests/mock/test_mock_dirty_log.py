@@ -8,7 +8,7 @@ from accel.address import PAGE_SIZE
 from accel.memory.dirty import DirtyClient
 from accel.memory.region import MemoryRegion
 from accel.program import RETURN_BYTE, Add, Fetch, Load, Op, Store
-from accel_mock.page_log import PageLog
+from accel_mock.kvm.page_log import PageLog
 
 BASE = 0x20_0000
 VGA, MIGRATION = DirtyClient.VGA, DirtyClient.MIGRATION

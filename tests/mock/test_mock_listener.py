@@ -15,7 +15,7 @@ from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load
 from accel.vm import OpenAccelerator, Vm
 from accel_mock.plugin import MockAccelerator
-from accel_mock.slots import MemSlots
+from accel_mock.kvm.memslots import MemSlots
 from accel_mock.vm import MockVm
 
 Open = Callable[..., Vm]

@@ -16,7 +16,7 @@ from accel.program import RETURN_BYTE, Add, Fetch, GuestProgram, Load, Loop, Op,
 from accel.result import Outcome, RunResult
 from accel.testing.programs import touch
 from accel_mock.coalesced import MockCoalescedRing
-from accel_mock.slots import MemSlots
+from accel_mock.kvm.memslots import MemSlots
 from accel_mock.vcpu import MockVcpu
 
 AT = 0x1000_0000

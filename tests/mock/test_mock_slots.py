@@ -16,8 +16,8 @@ from accel.memory.ram_block import RamBlock
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load, Loop, Out
 from accel_mock.coalesced import MockCoalescedRing
-from accel_mock.page_log import PageLog
-from accel_mock.slots import MemSlots
+from accel_mock.kvm.page_log import PageLog
+from accel_mock.kvm.memslots import MemSlots
 from accel_mock.vcpu import MockVcpu
 
 PAGE = 0x1000

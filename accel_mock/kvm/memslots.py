@@ -1,0 +1,247 @@
+"""KVM's memslots: sets under SRCU, of which one is in force, and the calls that put another in its place.
+
+Source: KVM_SET_USER_MEMORY_REGION in KVM api.rst, and the kernel's locking page. Rules: numbers below a limit, whole
+pages, no overlap (EEXIST); a slot is deleted before its number is used again (EINVAL); it may move, and its log may
+begin and end.
+
+The order of a deletion is KVM's. The slot is first replaced by an invalid one: who wants to use it tries again. When
+every reader of the old set has gone, what the shadow page table has of it is zapped and TLBs are flushed; and then the
+set without it is put in force, so that the guest sees a hole: an MMIO exit. A slot that moves is invalid meanwhile and
+then elsewhere; a new one, and one whose log begins or ends, is put in force at once.
+
+Locks: a call holds slots_lock over all of this; slots_arch_lock while the sets are exchanged, and not while readers are
+waited for. No open pair of an MMU notifier outlives a set (`accel_mock.kvm.notifier`).
+
+Taking a log and then deleting the slot are two calls: what a vCPU writes between them is lost, as on KVM.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+
+from attrs import evolve, frozen
+
+from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
+from accel.errors import BackendError, MemorySlotError
+from accel.locks import Lock
+from accel.memory.slot_plan import Slot
+from accel.read_locks import SrcuDomain
+from accel_mock.kvm.lock_classes import SLOTS, SLOTS_ARCH, SRCU
+from accel_mock.kvm.mmu import ShadowMmu
+from accel_mock.kvm.notifier import MmuNotifiers
+from accel_mock.kvm.page_log import PageLog
+from accel_mock.kvm.running import HANDOVER_SECONDS, Running
+from accel_mock.kvm.slot_map import MemSlot, SlotMap
+
+#: As KVM numbers them, for messages.
+_LOG_DIRTY_PAGES = 1
+_READONLY = 2
+
+
+@frozen
+class Region:
+    """One change of a list: `slot` is mapped under `number`, or nothing is any more."""
+
+    number: int
+    slot: Slot | None
+
+
+class MemSlots:
+    """The slots of one VM.
+
+    Args:
+        slot_count: Numbers go from 0 up to but not including this.
+        running: The vCPUs that use them.
+        latency: Seconds that each slot call takes beyond its work, while vCPUs run on.
+
+    Attributes:
+        slot_count: As given.
+        table: The set in force; immutable, replaced under slots_arch_lock, read inside `srcu` or under slots_lock.
+        srcu: Held for reading by who uses the set.
+        mmu: The shadow page table.
+        notifiers: Of the host's memory.
+    """
+
+    def __init__(self, slot_count: int, running: Running, latency: float = 0.0) -> None:
+        self.slot_count = slot_count
+        self.table = SlotMap()
+        self.srcu = SrcuDomain(SRCU)
+        self.mmu = ShadowMmu(self, running)
+        self.notifiers = MmuNotifiers(self.mmu.unmap_host)
+        self._running = running
+        self._latency = latency
+        self._slots_lock = Lock(SLOTS)
+        self._slots_arch_lock = Lock(SLOTS_ARCH)
+
+    def create(self, number: int, slot: Slot) -> None:
+        """Map `slot` under `number`.
+
+        Raises:
+            MemorySlotError: EEXIST where it overlaps another; EINVAL for a number that is in use or too high, or
+                for a range that is empty, not of whole pages, or not inside its block.
+        """
+        with self._slots_lock:
+            check_slot(self.table, self.slot_count, number, slot)
+            self._install(self.table.with_slot(_mapped(number, slot)))
+            self._done()
+
+    def toggle(self, number: int, slot: Slot) -> None:
+        """Let what `number` maps log, from no page on, or log no more, whichever `slot` says; vCPUs run on.
+
+        Raises:
+            MemorySlotError: EINVAL where it maps something else.
+        """
+        with self._slots_lock:
+            old = self._find(number)
+            if old is None or old.slot.with_log(slot.log) != slot:
+                raise slot_error(errno.EINVAL, number, slot)
+            new = _mapped(number, slot)
+            self._install(self.table.replaced(old, new))
+            if new.log is not None:
+                # From here on the first write to each page is a fault, and noted.
+                self.mmu.write_protect(new)
+                self._running.flush()
+            self._done()
+
+    def delete(self, number: int, slot: Slot) -> None:
+        """Unmap what `number` maps; `slot` is for the message.
+
+        Raises:
+            MemorySlotError: EINVAL where it maps nothing.
+        """
+        with self._slots_lock:
+            old = self._find(number)
+            if old is None:
+                raise slot_error(errno.EINVAL, number, evolve(slot, size=0))
+            invalid = self._invalidate(old)
+            self._install(self.table.without(invalid))
+            self._done()
+
+    def move(self, number: int, slot: Slot) -> None:
+        """Map what `number` maps elsewhere in the guest; same bytes, same flags.
+
+        Raises:
+            MemorySlotError: EINVAL where it maps nothing or something else; EEXIST where another slot is.
+        """
+        with self._slots_lock:
+            old = self._find(number)
+            if old is None or evolve(old.slot, gpa=slot.gpa, log=slot.log) != slot:
+                raise slot_error(errno.EINVAL, number, slot)
+            check_slot(self.table.without(old), self.slot_count, number, slot)
+            invalid = self._invalidate(old)
+            self._install(self.table.without(invalid).with_slot(_mapped(number, slot)))
+            self._done()
+
+    def apply_list(self, changes: Sequence[Region]) -> None:
+        """Make several changes as one: no reader sees a part of them. As proposed in KVM_SET_USER_MEMORY_REGION_LIST.
+
+        Raises:
+            MemorySlotError: As for each of them; nothing has changed.
+        """
+        with self._slots_lock:
+            after = self.table
+            gone: list[MemSlot] = []
+            for change in changes:
+                old = next((one for one in after.slots if one.number == change.number), None)
+                if change.slot is not None:
+                    check_slot(after, self.slot_count, change.number, change.slot)
+                    after = after.with_slot(_mapped(change.number, change.slot))
+                elif old is None:
+                    raise BackendError("mock slot list", errno.EINVAL, f"slot {change.number} maps nothing")
+                else:
+                    after = after.without(old)
+                    gone.append(old)
+            for one in gone:
+                if one in self.table.slots:
+                    self._invalidate(one)
+            self._install(after)
+            self._done()
+
+    def take_dirty(self, number: int, slot: Slot) -> bytearray:
+        """Return the bitmap of pages of what `number` maps that were written since the last time.
+
+        It is `PageLog.take`'s; `slot` is for the message.
+
+        Raises:
+            BackendError: ENOENT where it does not log.
+        """
+        with self._slots_lock:
+            found = self._find(number)
+            if found is None or found.log is None:
+                raise BackendError("mock dirty-log call", errno.ENOENT, f"slot {number}, {slot}")
+            taken = found.log.take()
+            if any(taken):
+                # What is written before the flush is in pages that were handed out; afterwards it is noted again.
+                self.mmu.write_protect(found, taken)
+                self._running.flush()
+            self._give_way()
+            return taken
+
+    def clear(self) -> None:
+        """Let go of all slots and the memory behind them."""
+        with self._slots_lock:
+            self.mmu.zap_all()
+            self._running.flush()
+            self._install(SlotMap())
+
+    def _invalidate(self, old: MemSlot) -> MemSlot:
+        """Put an invalid slot in the place of `old`, and let nobody have a translation from it; return that slot."""
+        invalid = evolve(old, invalid=True)
+        self._install(self.table.replaced(old, invalid))
+        self.mmu.zap(old)
+        self._running.flush()
+        return invalid
+
+    def _install(self, table: SlotMap) -> None:
+        """Put a set in force and wait until nobody reads the one before."""
+        with self._slots_arch_lock, self.notifiers.none_active():
+            self.table = table
+        self.srcu.synchronize()
+
+    def _done(self) -> None:
+        """End a call: not before vCPUs have worked with the new set, and no sooner than the call is to take."""
+        waited = self._running.any
+        self._running.let_work()
+        if self._latency or not waited:
+            self._give_way()
+
+    def _give_way(self) -> None:
+        # A system call gives up the GIL too: without it, a thread that makes one slot call after the other would keep
+        # the vCPUs that are outside from coming in.
+        time.sleep(self._latency or HANDOVER_SECONDS)
+
+    def _find(self, number: int) -> MemSlot | None:
+        return next((one for one in self.table.slots if one.number == number), None)
+
+
+def check_slot(table: SlotMap, slot_count: int, number: int, slot: Slot) -> None:
+    """Raise MemorySlotError if `slot` cannot be mapped under `number` beside what `table` has."""
+    in_block = 0 <= slot.hva - slot.block.address <= slot.block.max_size - slot.size
+    aligned = not (slot.gpa % PAGE_SIZE or slot.size % PAGE_SIZE or slot.hva % PAGE_SIZE)
+    fits = slot.size > 0 and slot.gpa + slot.size <= ADDRESS_SPACE_SIZE
+    taken = any(one.number == number for one in table.slots)
+    if taken or not (0 <= number < slot_count and aligned and fits and in_block):
+        raise slot_error(errno.EINVAL, number, slot)
+    if table.overlapping(slot.range):
+        raise slot_error(errno.EEXIST, number, slot)
+
+
+def _mapped(number: int, slot: Slot) -> MemSlot:
+    offset = slot.hva - slot.block.address
+    log = None if slot.log is None else PageLog(slot.size)
+    return MemSlot(number, slot, slot.block.view[offset : offset + slot.size], log)
+
+
+def slot_error(number: int, index: int, slot: Slot) -> MemorySlotError:
+    """Return the error of a slot call: errno `number` for slot `index`."""
+    return MemorySlotError(
+        "mock slot call",
+        number,
+        slot=index,
+        gpa=slot.gpa,
+        hva=slot.hva,
+        size=slot.size,
+        flags=(_READONLY if slot.readonly else 0) | (_LOG_DIRTY_PAGES if slot.log is not None else 0),
+    )
