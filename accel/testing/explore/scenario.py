@@ -30,6 +30,8 @@ class Scenario:
         limit: Visible steps after which an execution counts as a livelock.
         timeouts: Whether waits may time out while somebody could go on.
         wrong: What is to be found, for a scenario that shows a mistake: the kind of violation; else empty.
+        tags: What it is about.
+        patches: Changes of the sources that are part of it, such as the mistake that it shows.
     """
 
     name: str
@@ -42,12 +44,13 @@ class Scenario:
     timeouts: bool = False
     wrong: str = ""
     tags: tuple[str, ...] = ()
+    patches: tuple[Patch, ...] = ()
 
     def explorer(self, patches: Collection[Patch] = ()) -> Explorer:
-        """Return an explorer of it, of sources with `patches`."""
+        """Return an explorer of it, of sources with its patches and `patches`."""
         # An accelerator's scenarios are about its own modules too.
         top = self.module.partition(".")[0]
-        world = World((*self.instrumented, self.module), patches, copied=(top,))
+        world = World((*self.instrumented, self.module), (*self.patches, *patches), copied=(top,))
         kind: Callable[[], Run] = getattr(world.load(self.module), self.class_name)
         return Explorer(world, kind, limit=self.limit, timeouts=self.timeouts)
 
@@ -67,6 +70,7 @@ def scenario(
     timeouts: bool = False,
     wrong: str = "",
     tags: Collection[str] = (),
+    patches: Collection[Patch] = (),
 ) -> Callable[[C], C]:
     """Return a decorator that makes a class a scenario; the first line of its docstring is the summary."""
 
@@ -74,7 +78,17 @@ def scenario(
         summary = (kind.__doc__ or "").strip().partition("\n")[0]
         # A copy in a world says the same once more.
         SCENARIOS[name] = Scenario(
-            name, summary, kind.__module__, kind.__name__, tuple(instrument), bound, limit, timeouts, wrong, tuple(tags)
+            name,
+            summary,
+            kind.__module__,
+            kind.__name__,
+            tuple(instrument),
+            bound,
+            limit,
+            timeouts,
+            wrong,
+            tuple(tags),
+            tuple(patches),
         )
         return kind
 
