@@ -13,9 +13,9 @@ from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_listener import SlotListener, SlotRules
-from accel.memory.slot_plan import Policy, Slot, SlotNumbers
+from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotPlan
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
-from accel_mock.kvm.memslots import MemSlots, slot_error
+from accel_mock.kvm.memslots import MemSlots, Region, slot_error
 
 
 class MockSlots:
@@ -38,11 +38,11 @@ class MockSlots:
         self._number_at: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._memslots.table.slots)
+        return len(self._memslots.table)
 
     def __iter__(self) -> Iterator[Slot]:
         """Yield all slots, ascending."""
-        return (one.slot for one in self._memslots.table.slots)
+        return (one.slot for one in self._memslots.table)
 
     def within(self, window: AddressRange) -> Iterator[Slot]:
         """Yield, ascending, the slots in `window`, whose ends no slot spans."""
@@ -69,6 +69,31 @@ class MockSlots:
         """Let `old` be `new`, which differs in its log only; vCPUs run on. Raises MemorySlotError."""
         self._memslots.toggle(self._number_at[old.gpa], new)
 
+    def change(self, plan: SlotPlan) -> None:
+        """Carry out a whole plan as one list. Raises MemorySlotError or BackendError, and has done nothing then."""
+        gone = [self._number_at[slot.gpa] for slot in plan.deletes]
+        # Deletes come first in the list, so their numbers may be used again in it.
+        come = gone[: len(plan.creates)]
+        taken = [self._numbers.take() for _ in plan.creates[len(come) :]]
+        come += taken
+        try:
+            self._memslots.apply_list(
+                [
+                    *(Region(self._number_at[old.gpa], new) for old, new in plan.toggles),
+                    *(Region(number, None) for number in gone),
+                    *(Region(number, slot) for number, slot in zip(come, plan.creates, strict=True)),
+                ]
+            )
+        except BaseException:
+            for number in taken:
+                self._numbers.give_back(number)
+            raise
+        for slot in plan.deletes:
+            del self._number_at[slot.gpa]
+        self._number_at |= {slot.gpa: number for number, slot in zip(come, plan.creates, strict=True)}
+        for number in gone[len(plan.creates) :]:
+            self._numbers.give_back(number)
+
     def collect(self, slot: Slot) -> None:
         """Merge the pages that the guest wrote since the last time into the slot's log, which it must have."""
         assert slot.log is not None
@@ -86,10 +111,13 @@ class MockMemoryListener(SlotListener, MockIoListener):
         memslots: The VM's slots.
         ring: The VM's ring of coalesced writes.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
+        at_once: Whether all slots of a change are changed by one call.
     """
 
     name = "mock-memory"
 
-    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, policy: Policy) -> None:
+    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, policy: Policy, *, at_once: bool = False) -> None:
         MockIoListener.__init__(self, ring, is_port=False)
-        SlotListener.__init__(self, MockSlots(memslots), SlotRules(owner="the mock"), policy)
+        slots = MockSlots(memslots)
+        change = slots.change if at_once else None
+        SlotListener.__init__(self, slots, SlotRules(owner="the mock"), policy, at_once=change)

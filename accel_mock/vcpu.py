@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel.program import GuestProgram
+from accel.wakeup import Wakeup
 from accel_mock.coalesced import MockCoalescedRing
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.mmu import Fault, Place
@@ -62,6 +63,7 @@ class MockVcpu(VcpuBackend):
         self._memslots = memslots
         self._running = running
         self._kicked = False
+        self._woken = Wakeup()
         self._steps: list[Step] = [self._nothing_loaded]
         self._place = 0
         # The access of the operation that exited, as an iterator over its further exits.
@@ -80,7 +82,13 @@ class MockVcpu(VcpuBackend):
 
     def run(self) -> int:
         """Run the program until it comes out; see `VcpuBackend.run`."""
-        self._running.enter(self)
+        while not self._running.enter(self):
+            # All are kicked, and the entry returned at once. To try again and again until they are resumed would be
+            # right and a waste: who resumes them wakes those who wait, as does a kick.
+            if self._kicked:
+                self._kicked = False
+                return ExitKind.INTERRUPTED
+            self._woken.wait()
         try:
             kind = self._complete()
             return self._execute() if kind is None else kind
@@ -93,7 +101,7 @@ class MockVcpu(VcpuBackend):
             if self.attention:
                 # Cleared before looking, so that what comes after the look sets it again.
                 self.attention = False
-                if self._kicked:
+                if self._kicked or self._running.stopped:
                     self._kicked = False
                     self._place = place
                     return ExitKind.INTERRUPTED
@@ -116,10 +124,17 @@ class MockVcpu(VcpuBackend):
         """Have `run` return before the next operation; the flags are all that is needed."""
         self._kicked = True
         self.attention = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Have a `run` that was sent back try again."""
+        self._woken.set()
 
     def finish(self) -> int:
         """Complete the last exit's access; see `VcpuBackend.finish`."""
-        self._running.enter(self)
+        while not self._running.enter(self):
+            # No kick ends this: what is left of the access has to be done.
+            self._woken.wait()
         try:
             kind = self._complete()
             return ExitKind.INTERRUPTED if kind is None else kind
@@ -149,6 +164,7 @@ class MockVcpu(VcpuBackend):
         self._steps = []
         self._access = None
         self.drop_tlb()
+        self._running.forget(self)
 
     def drop_tlb(self) -> None:
         """Forget all translations; on the vCPU's thread."""
@@ -182,25 +198,42 @@ class MockVcpu(VcpuBackend):
 
     def read_through_slots(self, address: int, size: int) -> bytes | None:
         """Return what KVM's emulator reads at `address`, within one page; None where no memory is. It uses no TLB."""
-        with self._memslots.srcu.read():
-            slot = self._memslots.table.find(address)
-            if slot is None or slot.invalid:
-                return None
-            offset = address - slot.slot.gpa
-            return bytes(slot.bytes[offset : offset + size])
+        while True:
+            with self._memslots.srcu.read():
+                slot = self._memslots.table.find(address)
+                if slot is None:
+                    return None
+                if not slot.invalid:
+                    offset = address - slot.slot.gpa
+                    return bytes(slot.bytes[offset : offset + size])
+            self._let_change()
 
     def write_through_slots(self, address: int, data: bytes) -> bool:
         """Write as KVM's emulator does, within one page; return False where it cannot be written."""
-        with self._memslots.srcu.read():
-            slot = self._memslots.table.find(address)
-            if slot is None or slot.invalid or slot.slot.readonly:
-                return False
-            offset = address - slot.slot.gpa
-            with self.bus:
-                slot.bytes[offset : offset + len(data)] = data
-            if slot.log is not None:
-                slot.log.note(offset)
-            return True
+        while True:
+            with self._memslots.srcu.read():
+                slot = self._memslots.table.find(address)
+                if slot is None or slot.slot.readonly:
+                    return False
+                if not slot.invalid:
+                    offset = address - slot.slot.gpa
+                    with self.bus:
+                        slot.bytes[offset : offset + len(data)] = data
+                    if slot.log is not None:
+                        # Noted after it is written, or a log that is taken in between would have the page for the last
+                        # time without these bytes.
+                        slot.log.note(offset)
+                    return True
+            self._let_change()
+
+    def _let_change(self) -> None:
+        """Let a slot that is invalid go, in the middle of an operation that cannot begin anew.
+
+        KVM's emulator takes an invalid slot for a hole. That shows what goes a moment too early, and would show a list
+        of changes by halves, so here it waits.
+        """
+        self._running.hear(self)
+        time.sleep(HANDOVER_SECONDS)
 
     def start_access(self, access: Iterator[int], place: int) -> int:
         """Begin an access that may exit; return the place after `place`, or the exit, as a `Step` does."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from attrs import evolve, frozen
 
@@ -95,14 +95,11 @@ class MemSlots:
         """
         with self._slots_lock:
             old = self._find(number)
-            if old is None or old.slot.with_log(slot.log) != slot:
+            if old is None or not _differ_in_log(old, slot):
                 raise slot_error(errno.EINVAL, number, slot)
             new = _mapped(number, slot)
             self._install(self.table.replaced(old, new))
-            if new.log is not None:
-                # From here on the first write to each page is a fault, and noted.
-                self.mmu.write_protect(new)
-                self._running.flush()
+            self._begin_logs([new])
             self._done()
 
     def delete(self, number: int, slot: Slot) -> None:
@@ -115,8 +112,7 @@ class MemSlots:
             old = self._find(number)
             if old is None:
                 raise slot_error(errno.EINVAL, number, evolve(slot, size=0))
-            invalid = self._invalidate(old)
-            self._install(self.table.without(invalid))
+            self._install(self._invalidate(old))
             self._done()
 
     def move(self, number: int, slot: Slot) -> None:
@@ -130,33 +126,36 @@ class MemSlots:
             if old is None or evolve(old.slot, gpa=slot.gpa, log=slot.log) != slot:
                 raise slot_error(errno.EINVAL, number, slot)
             check_slot(self.table.without(old), self.slot_count, number, slot)
-            invalid = self._invalidate(old)
-            self._install(self.table.without(invalid).with_slot(_mapped(number, slot)))
+            self._install(self._invalidate(old).with_slot(_mapped(number, slot)))
             self._done()
 
     def apply_list(self, changes: Sequence[Region]) -> None:
         """Make several changes as one: no reader sees a part of them. As proposed in KVM_SET_USER_MEMORY_REGION_LIST.
 
+        Each change builds on those before it: a number may be deleted and then used again. A slot that is there and
+        comes with or without a log, as it is otherwise, is toggled. All that goes is invalid together, so that whoever
+        wants it waits until all that comes is there.
+
         Raises:
             MemorySlotError: As for each of them; nothing has changed.
+            BackendError: A number that is to be deleted maps nothing; nothing has changed.
         """
         with self._slots_lock:
-            after = self.table
-            gone: list[MemSlot] = []
+            before = after = self.table
             for change in changes:
-                old = next((one for one in after.slots if one.number == change.number), None)
-                if change.slot is not None:
-                    check_slot(after, self.slot_count, change.number, change.slot)
-                    after = after.with_slot(_mapped(change.number, change.slot))
-                elif old is None:
-                    raise BackendError("mock slot list", errno.EINVAL, f"slot {change.number} maps nothing")
-                else:
-                    after = after.without(old)
+                after = self._changed(after, change)
+            gone: list[MemSlot] = []
+            relogged: list[MemSlot] = []
+            for number in dict.fromkeys(change.number for change in changes):
+                old, new = before.numbered(number), after.numbered(number)
+                if old is not None and new is not None and _differ_in_log(old, new.slot):
+                    relogged.append(new)
+                elif old is not None:
                     gone.append(old)
-            for one in gone:
-                if one in self.table.slots:
-                    self._invalidate(one)
+            if gone:
+                self._invalidate(*gone)
             self._install(after)
+            self._begin_logs(relogged)
             self._done()
 
     def take_dirty(self, number: int, slot: Slot) -> bytearray:
@@ -182,17 +181,43 @@ class MemSlots:
     def clear(self) -> None:
         """Let go of all slots and the memory behind them."""
         with self._slots_lock:
+            self._install(SlotMap())
             self.mmu.zap_all()
             self._running.flush()
-            self._install(SlotMap())
 
-    def _invalidate(self, old: MemSlot) -> MemSlot:
-        """Put an invalid slot in the place of `old`, and let nobody have a translation from it; return that slot."""
-        invalid = evolve(old, invalid=True)
-        self._install(self.table.replaced(old, invalid))
-        self.mmu.zap(old)
+    def _changed(self, table: SlotMap, change: Region) -> SlotMap:
+        """Return the set after one more change of a list."""
+        number, slot = change.number, change.slot
+        old = table.numbered(number)
+        if slot is not None:
+            if old is not None and _differ_in_log(old, slot):
+                return table.replaced(old, _mapped(number, slot))
+            check_slot(table, self.slot_count, number, slot)
+            return table.with_slot(_mapped(number, slot))
+        if old is None:
+            raise BackendError("mock slot list", errno.EINVAL, f"slot {number} maps nothing")
+        return table.without(old)
+
+    def _invalidate(self, *slots: MemSlot) -> SlotMap:
+        """Put invalid slots in the place of `slots`, and let nobody have a translation; return the set without them."""
+        table = without = self.table
+        for old in slots:
+            invalid = evolve(old, invalid=True)
+            table = table.replaced(old, invalid)
+            without = without.without(old)
+        self._install(table)
+        for old in slots:
+            self.mmu.zap(old)
         self._running.flush()
-        return invalid
+        return without
+
+    def _begin_logs(self, slots: Iterable[MemSlot]) -> None:
+        """Have the first write to each page of those that log be a fault from here on, and noted."""
+        begun = [one for one in slots if one.log is not None]
+        for one in begun:
+            self.mmu.write_protect(one)
+        if begun:
+            self._running.flush()
 
     def _install(self, table: SlotMap) -> None:
         """Put a set in force and wait until nobody reads the one before."""
@@ -213,7 +238,7 @@ class MemSlots:
         time.sleep(self._latency or HANDOVER_SECONDS)
 
     def _find(self, number: int) -> MemSlot | None:
-        return next((one for one in self.table.slots if one.number == number), None)
+        return self.table.numbered(number)
 
 
 def check_slot(table: SlotMap, slot_count: int, number: int, slot: Slot) -> None:
@@ -221,11 +246,16 @@ def check_slot(table: SlotMap, slot_count: int, number: int, slot: Slot) -> None
     in_block = 0 <= slot.hva - slot.block.address <= slot.block.max_size - slot.size
     aligned = not (slot.gpa % PAGE_SIZE or slot.size % PAGE_SIZE or slot.hva % PAGE_SIZE)
     fits = slot.size > 0 and slot.gpa + slot.size <= ADDRESS_SPACE_SIZE
-    taken = any(one.number == number for one in table.slots)
+    taken = table.numbered(number) is not None
     if taken or not (0 <= number < slot_count and aligned and fits and in_block):
         raise slot_error(errno.EINVAL, number, slot)
     if table.overlapping(slot.range):
         raise slot_error(errno.EEXIST, number, slot)
+
+
+def _differ_in_log(old: MemSlot, slot: Slot) -> bool:
+    """Return whether `slot` is what `old` maps, but perhaps for its log."""
+    return old.slot.with_log(slot.log) == slot
 
 
 def _mapped(number: int, slot: Slot) -> MemSlot:

@@ -1,13 +1,18 @@
-"""The vCPUs that run the guest, and waits for them: until their TLBs are empty, until they have gone on a little.
+"""The vCPUs that run the guest, and waits for them: until their TLBs are empty, they have gone on, or all are out.
 
 In KVM a remote TLB flush interrupts the processors that run vCPUs and waits until they have seen it. Here a vCPU looks
 for requests between two operations. It needs no lock for that which who waits holds, so the waits end.
+
+Kicking all follows KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS as they were proposed ("KVM: API to block
+and resume all running vcpus in a vm"): a vCPU that runs comes out, and one that wants to run until all are resumed is
+sent back at once. There is one such state, which does not count: who resumes resumes everybody's.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 #: How long a thread stays off the GIL to let the others go on, which otherwise takes a whole switch interval.
@@ -26,19 +31,29 @@ class RunningVcpu(Protocol):
     def drop_tlb(self) -> None:
         """Forget all translations; on the vCPU's thread."""
 
+    def wake(self) -> None:
+        """Try again to run, where it was sent back; from any thread, must not wait."""
+
 
 class Running:
-    """The vCPUs of one VM that run. All methods take a leaf lock."""
+    """The vCPUs of one VM that run. All methods take a leaf lock.
+
+    Attributes:
+        stopped: Whether all are kicked and not yet resumed.
+    """
 
     def __init__(self) -> None:
+        self.stopped = False
         self._changed = threading.Condition(threading.Lock())
         # Requests made so far; and of each vCPU inside, those that it has heard of, and since which it has worked.
         self._requests = 0
         self._heard: dict[RunningVcpu, int] = {}
         self._worked: dict[RunningVcpu, int] = {}
-        # vCPUs outside: up to which request their TLB is right.
+        # vCPUs outside: up to which request their TLB is right; and those that were sent back since all were kicked.
         self._left: dict[RunningVcpu, int] = {}
-        self._awaited = False
+        self._sent_back: set[RunningVcpu] = set()
+        # How many threads wait here.
+        self._waiting = 0
 
     # who asks
 
@@ -50,15 +65,45 @@ class Running:
         """Wait until every vCPU that runs has executed a few operations since now."""
         self._ask(self._worked)
 
+    def kick_all(self, timeout: float) -> Sequence[RunningVcpu]:
+        """Bring all vCPUs out and let none in until `resume_all`; wait at most `timeout` seconds.
+
+        Returns:
+            Who is still inside. If there is one, all are resumed.
+        """
+        with self._changed:
+            self.stopped = True
+            for vcpu in self._heard:
+                vcpu.attention = True
+            self._wait(lambda: not self._heard, timeout)
+            inside = tuple(self._heard)
+        if inside:
+            self.resume_all()
+        return inside
+
+    def resume_all(self) -> None:
+        """Let vCPUs run again."""
+        with self._changed:
+            self.stopped = False
+            sent_back, self._sent_back = self._sent_back, set()
+        for vcpu in sent_back:
+            vcpu.wake()
+
     def _ask(self, done: dict[RunningVcpu, int]) -> None:
         with self._changed:
             self._requests += 1
             wanted = self._requests
-            self._awaited = bool(done)
             for vcpu in done:
                 vcpu.attention = True
-            self._changed.wait_for(lambda: all(heard >= wanted for heard in done.values()))
-            self._awaited = False
+            self._wait(lambda: all(heard >= wanted for heard in done.values()))
+
+    def _wait(self, over: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait for a vCPU to do something; under the lock."""
+        self._waiting += 1
+        try:
+            self._changed.wait_for(over, timeout)
+        finally:
+            self._waiting -= 1
 
     @property
     def any(self) -> bool:
@@ -67,35 +112,47 @@ class Running:
 
     # vCPUs, each on its thread
 
-    def enter(self, vcpu: RunningVcpu) -> None:
-        """Begin to run."""
+    def enter(self, vcpu: RunningVcpu) -> bool:
+        """Begin to run; return False if all are kicked, and it is sent back."""
         with self._changed:
+            if self.stopped:
+                self._sent_back.add(vcpu)
+                return False
             if self._left.pop(vcpu, -1) < self._requests:
                 vcpu.drop_tlb()
             self._heard[vcpu] = self._worked[vcpu] = self._requests
+            return True
 
     def leave(self, vcpu: RunningVcpu) -> None:
         """Run no more."""
         with self._changed:
             self._left[vcpu] = self._heard.pop(vcpu)
             del self._worked[vcpu]
-            if self._awaited:
-                self._changed.notify_all()
+            self._tell()
 
     def hear(self, vcpu: RunningVcpu) -> int:
         """Do what was asked; return the request up to which it has been."""
         vcpu.drop_tlb()
         with self._changed:
             self._heard[vcpu] = heard = self._requests
-            self._changed.notify_all()
+            self._tell()
         return heard
 
     def has_worked(self, vcpu: RunningVcpu, heard: int) -> None:
         """Note that the vCPU has executed some operations since it heard of a request."""
         with self._changed:
             self._worked[vcpu] = heard
-            awaited = self._awaited
-            if awaited:
-                self._changed.notify_all()
+            awaited = self._waiting > 0
+            self._tell()
         if awaited:
             time.sleep(HANDOVER_SECONDS)
+
+    def forget(self, vcpu: RunningVcpu) -> None:
+        """Note that a vCPU, which is outside, will never run again."""
+        with self._changed:
+            self._left.pop(vcpu, None)
+            self._sent_back.discard(vcpu)
+
+    def _tell(self) -> None:
+        if self._waiting:
+            self._changed.notify_all()
