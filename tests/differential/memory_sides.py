@@ -1,7 +1,7 @@
 """Two VMs that are asked the same: one of real KVM, one of the mock, with slot calls by number and single operations.
 
-A slot call is KVM_SET_USER_MEMORY_REGION's: what it does follows from the slot that the number has. A guest operation is
-a program of one operation; its outcome is what the vCPU came out with, and what it was answered.
+A slot call is KVM_SET_USER_MEMORY_REGION's: what it does follows from the slot that the number has. A guest operation
+is a program of one operation; its outcome is what the vCPU came out with, and what it was answered.
 """
 
 from __future__ import annotations
