@@ -7,7 +7,7 @@ a workload file and `accelctl list`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from attrs import frozen
@@ -15,10 +15,12 @@ from attrs import frozen
 from accel.address import format_size, parse_size
 from accel.errors import AddressError, OptionError
 
-Kind = Literal["int", "size", "bool", "str", "choice"]
+Kind = Literal["int", "size", "bool", "str", "choice", "list"]
 
 _TRUE = frozenset({"true", "on", "yes", "1"})
 _FALSE = frozenset({"false", "off", "no", "0"})
+#: How a ``list`` without items is written as text.
+_NONE = "none"
 
 
 @frozen
@@ -27,12 +29,15 @@ class Option:
 
     Attributes:
         name: As it is written in TOML and on the command line.
-        kind: ``int``, ``size`` (bytes, units allowed), ``bool``, ``str`` or ``choice``.
+        kind: ``int``, ``size`` (bytes, units allowed), ``bool``, ``str``, ``choice``, or ``list`` (a list or text with
+            commas between its items; ``none`` is an empty one).
         default: The value where none is given.
         help: One line.
         choices: The values of a ``choice``.
         minimum: Least value of an ``int`` or ``size``.
         maximum: Greatest value of an ``int`` or ``size``.
+        item: Makes of an item of a ``list`` what the owner wants to have; raises ValueError with what is wrong.
+        whole: A type of which a value stands for a whole ``list``, for those who give options from Python.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
+    item: Callable[[object], object] = str
+    whole: type | None = None
 
     def parse(self, where: str, value: object) -> object:
         """Return `value`, given as text or as a TOML value, as this option's own type.
@@ -59,6 +66,8 @@ class Option:
             return value
         if self.kind == "bool":
             return self._bool(where, value)
+        if self.kind == "list":
+            return self._list(where, value)
         return self._number(where, value)
 
     def _bool(self, where: str, value: object) -> bool:
@@ -67,6 +76,22 @@ class Option:
         if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
             return value.lower() in _TRUE
         raise OptionError(where, self.name, value, "must be true or false")
+
+    def _list(self, where: str, value: object) -> object:
+        if self.whole is not None and isinstance(value, self.whole):
+            return value
+        items = value
+        if isinstance(value, str):
+            items = [] if value == _NONE else [one.strip() for one in value.split(",")]
+        if not isinstance(items, (list, tuple)):
+            raise OptionError(where, self.name, value, "must be a list, or a text with commas between its items")
+        made = []
+        for one in items:
+            try:
+                made.append(self.item(one))
+            except ValueError as error:
+                raise OptionError(where, self.name, one, str(error)) from error
+        return tuple(made)
 
     def _number(self, where: str, value: object) -> int:
         problem = "must be a size such as 64M" if self.kind == "size" else "must be a whole number"

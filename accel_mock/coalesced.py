@@ -11,8 +11,10 @@ from array import array
 from collections.abc import Iterable
 
 from accel.address import AddressRange
+from accel.errors import BackendError
 from accel.memory.flat_view import MemoryRegionSection
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
+from accel_mock.faults import Faults
 
 #: Places in the ring, as many as a page of KVM's entries holds; one less fit.
 RING_SIZE = 170
@@ -24,13 +26,18 @@ _EMPTY: _Entry = (0, 1, True, b"")
 class MockCoalescedRing:
     """The ring and the zones that use it; see `accel.backend.CoalescedRing`.
 
+    Args:
+        faults: Which changes of zones fail.
+
     Attributes:
+        faults: As given.
         indices: `first` and `last`; each has one writer at a time.
         zones: The ranges whose writes are queued, of the ports (True) and of the memory (False). Each set is
             immutable and replaced under the big lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = Faults() if faults is None else faults
         self.indices = memoryview(array("I", (0, 0)))
         self.zones: dict[bool, frozenset[AddressRange]] = {True: frozenset(), False: frozenset()}
         # Guarded by _lock, which vCPUs take one at a time to add an entry; a leaf.
@@ -67,11 +74,15 @@ class _ZonesUpdate(Update):
 
     def __init__(self, ring: MockCoalescedRing, is_port: bool, zones: frozenset[AddressRange]) -> None:
         self._zones = ring.zones
+        self._faults = ring.faults
         self._is_port = is_port
         self._before = ring.zones[is_port]
         self._after = zones
 
     def apply(self) -> None:
+        error = self._faults.errno_of("coalesce")
+        if error:
+            raise BackendError("mock coalescing call", error, f"{len(self._after)} ranges")
         self._zones[self._is_port] = self._after
 
     def undo(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
 from accel.hookspecs import hookimpl
 from accel.options import Option
+from accel_mock.faults import Faults, parse_fault
 from accel_mock.limits import CAPABILITIES, SLOT_COUNT
 
 
@@ -27,6 +28,14 @@ class MockAccelerator(Accelerator):
             maximum=1_000_000,
         ),
         Option("slot_count", "int", SLOT_COUNT, "greatest number of slots", minimum=1, maximum=SLOT_COUNT),
+        Option(
+            "faults",
+            "list",
+            "none",
+            "calls that fail and vCPUs that come out late, such as create@2=ENOMEM or vcpu0@1=stuck",
+            item=parse_fault,
+            whole=Faults,
+        ),
     )
 
     def probe(self) -> Availability:

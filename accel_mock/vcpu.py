@@ -20,6 +20,7 @@ from accel.exits import ExitKind
 from accel.program import GuestProgram
 from accel.wakeup import Wakeup
 from accel_mock.coalesced import MockCoalescedRing
+from accel_mock.faults import Lateness, VcpuFaults
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.mmu import Fault, Place
 from accel_mock.kvm.running import HANDOVER_SECONDS, Running
@@ -50,7 +51,14 @@ class MockVcpu(VcpuBackend):
         counters: What is left of each loop around the operation, outermost first.
     """
 
-    def __init__(self, memslots: MemSlots, running: Running, bus: threading.Lock, ring: MockCoalescedRing) -> None:
+    def __init__(
+        self,
+        memslots: MemSlots,
+        running: Running,
+        bus: threading.Lock,
+        ring: MockCoalescedRing,
+        faults: VcpuFaults | None = None,
+    ) -> None:
         self.record = memoryview(array("Q", (0, 0, 0, 0)))
         self.io_data = memoryview(bytearray(8))
         self.readable: dict[int, Place] = {}
@@ -68,6 +76,9 @@ class MockVcpu(VcpuBackend):
         self._place = 0
         # The access of the operation that exited, as an iterator over its further exits.
         self._access: Iterator[int] | None = None
+        self._faults = faults
+        # How it comes out of this entry, if that is late.
+        self._late: Lateness | None = None
         self._problem = ""
         self._fault: int | None = None
 
@@ -82,6 +93,8 @@ class MockVcpu(VcpuBackend):
 
     def run(self) -> int:
         """Run the program until it comes out; see `VcpuBackend.run`."""
+        if self._faults is not None:
+            self._late = self._faults.enter()
         while not self._running.enter(self):
             # All are kicked, and the entry returned at once. To try again and again until they are resumed would be
             # right and a waste: who resumes them wakes those who wait, as does a kick.
@@ -102,9 +115,8 @@ class MockVcpu(VcpuBackend):
                 # Cleared before looking, so that what comes after the look sets it again.
                 self.attention = False
                 if self._kicked or self._running.stopped:
-                    self._kicked = False
                     self._place = place
-                    return ExitKind.INTERRUPTED
+                    return self._come_out() if self._late is None else self._stay(self._late)
                 heard = self._running.hear(self)
                 for _ in range(_STEPS_AT_LEAST):
                     following = steps[place]()
@@ -119,6 +131,33 @@ class MockVcpu(VcpuBackend):
                 self._place = place
                 return EXIT - following
             place = following
+
+    def _come_out(self) -> int:
+        self._kicked = False
+        return ExitKind.INTERRUPTED
+
+    def _stay(self, late: Lateness) -> int:
+        """Go on in the guest although there was a kick, for as long as a fault says; return the exit."""
+        steps, exit_kind = self._steps, None
+        while not late.is_over():
+            if exit_kind is None:
+                following = steps[self._place]()
+                if following >= 0:
+                    self._place = following
+                else:
+                    exit_kind = EXIT - following
+                    if not late.for_ever:
+                        break
+            if self.attention:
+                self.attention = False
+                self._running.has_worked(self, self._running.hear(self))
+            # The GIL is for those who wait for it.
+            time.sleep(HANDOVER_SECONDS)
+        if exit_kind is None:
+            return self._come_out()
+        # By itself, so the kick is for the next entry.
+        self.attention = True
+        return exit_kind
 
     def kick(self, thread_id: int) -> None:
         """Have `run` return before the next operation; the flags are all that is needed."""

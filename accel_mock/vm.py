@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import cast
 
 from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
-from accel.errors import CapabilityError
+from accel.errors import BackendError, CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
+from accel_mock.faults import Faults
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.running import Running
 from accel_mock.limits import CAPABILITIES, MAX_VCPUS, SLOT_COUNT
@@ -36,18 +37,23 @@ class MockVm(VmBackend):
         # Makes writes of all vCPUs atomic against each other; a leaf.
         self._bus = threading.Lock()
         self._running = Running()
+        self._faults = _faults(options.get("faults"))
         self._memslots = MemSlots(
             cast(int, options.get("slot_count", SLOT_COUNT)),
             self._running,
             cast(int, options.get("slot_latency_us", 0)) / 1e6,
+            self._faults,
         )
         self._listener: MockMemoryListener | None = None
-        self._ring = MockCoalescedRing()
+        self._ring = MockCoalescedRing(self._faults)
         self.ring: CoalescedRing | None = self._ring
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU without a program."""
-        return MockVcpu(self._memslots, self._running, self._bus, self._ring)
+        number = self._faults.errno_of("create-vcpu")
+        if number:
+            raise BackendError("mock vCPU creation", number, f"vCPU {index}")
+        return MockVcpu(self._memslots, self._running, self._bus, self._ring, self._faults.of_vcpu(index))
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the slots, and the coalesced parts of the memory."""
@@ -69,3 +75,10 @@ class MockVm(VmBackend):
     def close(self) -> None:
         """Let go of the slots and the memory behind them."""
         self._memslots.clear()
+
+
+def _faults(given: object) -> Faults:
+    """Return the faults that the option of this name means."""
+    if isinstance(given, Faults):
+        return given
+    return Faults(*given) if isinstance(given, tuple) else Faults()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import Factory, asdict, frozen
+from attrs import Factory, asdict, filters, frozen
 
 import accel
 from accel.address import format_size
 from accel.options import Option
 from accel.plugins import default_accelerators, find_accelerator, plugin_manager, probe
+
+#: What of an option is data: not the functions that read it.
+_DECLARED = filters.exclude("item", "whole")
 
 
 @frozen
@@ -45,7 +48,7 @@ class Entry:
             "summary": self.summary,
             "plugin": self.plugin,
             "distribution": self.distribution,
-            "options": [asdict(option) for option in self.options],
+            "options": [asdict(option, filter=_DECLARED) for option in self.options],
             "details": dict(self.details),
         }
         if self.available is not None:

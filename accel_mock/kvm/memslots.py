@@ -28,6 +28,7 @@ from accel.errors import BackendError, MemorySlotError
 from accel.locks import Lock
 from accel.memory.slot_plan import Slot
 from accel.read_locks import SrcuDomain
+from accel_mock.faults import Faults
 from accel_mock.kvm.lock_classes import SLOTS, SLOTS_ARCH, SRCU
 from accel_mock.kvm.mmu import ShadowMmu
 from accel_mock.kvm.notifier import MmuNotifiers
@@ -55,6 +56,7 @@ class MemSlots:
         slot_count: Numbers go from 0 up to but not including this.
         running: The vCPUs that use them.
         latency: Seconds that each slot call takes beyond its work, while vCPUs run on.
+        faults: Which calls fail.
 
     Attributes:
         slot_count: As given.
@@ -64,7 +66,7 @@ class MemSlots:
         notifiers: Of the host's memory.
     """
 
-    def __init__(self, slot_count: int, running: Running, latency: float = 0.0) -> None:
+    def __init__(self, slot_count: int, running: Running, latency: float = 0.0, faults: Faults | None = None) -> None:
         self.slot_count = slot_count
         self.table = SlotMap()
         self.srcu = SrcuDomain(SRCU)
@@ -72,6 +74,7 @@ class MemSlots:
         self.notifiers = MmuNotifiers(self.mmu.unmap_host)
         self._running = running
         self._latency = latency
+        self._faults = Faults() if faults is None else faults
         self._slots_lock = Lock(SLOTS)
         self._slots_arch_lock = Lock(SLOTS_ARCH)
 
@@ -83,6 +86,7 @@ class MemSlots:
                 for a range that is empty, not of whole pages, or not inside its block.
         """
         with self._slots_lock:
+            self._fail("create", number, slot)
             check_slot(self.table, self.slot_count, number, slot)
             self._install(self.table.with_slot(_mapped(number, slot)))
             self._done()
@@ -94,6 +98,7 @@ class MemSlots:
             MemorySlotError: EINVAL where it maps something else.
         """
         with self._slots_lock:
+            self._fail("toggle", number, slot)
             old = self._find(number)
             if old is None or not _differ_in_log(old, slot):
                 raise slot_error(errno.EINVAL, number, slot)
@@ -109,6 +114,7 @@ class MemSlots:
             MemorySlotError: EINVAL where it maps nothing.
         """
         with self._slots_lock:
+            self._fail("delete", number, evolve(slot, size=0))
             old = self._find(number)
             if old is None:
                 raise slot_error(errno.EINVAL, number, evolve(slot, size=0))
@@ -122,11 +128,13 @@ class MemSlots:
             MemorySlotError: EINVAL where it maps nothing or something else; EEXIST where another slot is.
         """
         with self._slots_lock:
+            self._fail("move", number, slot)
             old = self._find(number)
             if old is None or evolve(old.slot, gpa=slot.gpa, log=slot.log) != slot:
                 raise slot_error(errno.EINVAL, number, slot)
             check_slot(self.table.without(old), self.slot_count, number, slot)
-            self._install(self._invalidate(old).with_slot(_mapped(number, slot)))
+            # A slot that logs before and after keeps its log as it is.
+            self._install(self._invalidate(old).with_slot(_mapped(number, slot, old.log)))
             self._done()
 
     def apply_list(self, changes: Sequence[Region]) -> None:
@@ -141,6 +149,9 @@ class MemSlots:
             BackendError: A number that is to be deleted maps nothing; nothing has changed.
         """
         with self._slots_lock:
+            error = self._faults.errno_of("list")
+            if error:
+                raise BackendError("mock slot list", error, f"{len(changes)} changes")
             before = after = self.table
             for change in changes:
                 after = self._changed(after, change)
@@ -168,8 +179,9 @@ class MemSlots:
         """
         with self._slots_lock:
             found = self._find(number)
-            if found is None or found.log is None:
-                raise BackendError("mock dirty-log call", errno.ENOENT, f"slot {number}, {slot}")
+            error = self._faults.errno_of("take-dirty") or (errno.ENOENT if found is None or found.log is None else 0)
+            if error or found is None or found.log is None:
+                raise BackendError("mock dirty-log call", error, f"slot {number}, {slot}")
             taken = found.log.take()
             if any(taken):
                 # What is written before the flush is in pages that were handed out; afterwards it is noted again.
@@ -184,6 +196,12 @@ class MemSlots:
             self._install(SlotMap())
             self.mmu.zap_all()
             self._running.flush()
+
+    def _fail(self, call: str, number: int, slot: Slot) -> None:
+        """Raise the error that the call is to end with, if it is."""
+        error = self._faults.errno_of(call)
+        if error:
+            raise slot_error(error, number, slot)
 
     def _changed(self, table: SlotMap, change: Region) -> SlotMap:
         """Return the set after one more change of a list."""
@@ -258,9 +276,10 @@ def _differ_in_log(old: MemSlot, slot: Slot) -> bool:
     return old.slot.with_log(slot.log) == slot
 
 
-def _mapped(number: int, slot: Slot) -> MemSlot:
+def _mapped(number: int, slot: Slot, log: PageLog | None = None) -> MemSlot:
+    """Return the slot for a table; it goes on with `log`, if it logs and there is one."""
     offset = slot.hva - slot.block.address
-    log = None if slot.log is None else PageLog(slot.size)
+    log = None if slot.log is None else log or PageLog(slot.size)
     return MemSlot(number, slot, slot.block.view[offset : offset + slot.size], log)
 
 

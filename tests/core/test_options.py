@@ -12,6 +12,7 @@ ROOM = Option("room", "size", 1 << 20, "how much", minimum=4096, maximum=1 << 30
 FLAG = Option("flag", "bool", False, "whether")
 NAME = Option("name", "str", "x", "which")
 PLAN = Option("plan", "choice", "least", "how", choices=("least", "replace"))
+NUMBERS = Option("numbers", "list", "none", "which ones", item=lambda one: int(str(one)), whole=frozenset)
 ALL = (COUNT, ROOM, FLAG, NAME, PLAN)
 
 
@@ -35,6 +36,12 @@ ALL = (COUNT, ROOM, FLAG, NAME, PLAN)
         (FLAG, "false", False),
         (NAME, "", ""),
         (PLAN, "replace", "replace"),
+        (NUMBERS, "none", ()),
+        (NUMBERS, [], ()),
+        (NUMBERS, "7", (7,)),
+        (NUMBERS, "1, 2,3", (1, 2, 3)),
+        (NUMBERS, ["1", 2], (1, 2)),
+        (NUMBERS, frozenset({5}), frozenset({5})),
     ],
 )
 def test_option_parse_of_a_value_that_fits(option: Option, given: object, value: object) -> None:
@@ -65,6 +72,9 @@ def test_option_parse_of_a_value_that_fits(option: Option, given: object, value:
         (NAME, 5, "must be text"),
         (PLAN, "best", "must be one of least, replace"),
         (PLAN, ["least"], "must be one of least, replace"),
+        (NUMBERS, 5, "must be a list, or a text with commas between its items"),
+        (NUMBERS, {"a": 1}, "must be a list, or a text with commas between its items"),
+        (NUMBERS, set(), "must be a list, or a text with commas between its items"),
     ],
 )
 def test_option_parse_of_a_value_that_does_not_fit_names_it(option: Option, given: object, problem: str) -> None:
@@ -111,3 +121,9 @@ def test_nearest_lists_what_is_known_where_nothing_is_near() -> None:
     assert nearest("zzz", ["b", "a"]) == "known are: a, b"
     assert nearest("zzz", []) == "there are none"
     assert nearest("serail", ["serial", "cmos"]) == "did you mean 'serial'?"
+
+
+def test_option_list_with_an_item_that_does_not_fit_names_the_item() -> None:
+    with pytest.raises(OptionError) as caught:
+        NUMBERS.parse("device.d", "1,two,3")
+    assert (caught.value.value, caught.value.problem) == ("two", "invalid literal for int() with base 10: 'two'")
