@@ -1,5 +1,6 @@
 # make demo | make test: all that is needed is Python 3.11 or newer, make, and a way to PyPI.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,8 +22,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## run a guest on KVM, then the race: unprotected it faults, protected it does not
 	@$(BIN)/accelctl demo
 
-test: $(STAMP) ## run the tests; the last lines say how many ran on real KVM
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, on JOBS processes; the last lines say how many ran on real KVM
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/docs
 
 soak: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m soak --timeout 1800
@@ -34,7 +35,7 @@ lint: $(STAMP) ## check style and format
 types: $(STAMP) ## check types
 	$(BIN)/mypy
 
-docs: $(STAMP) ## run every example in the documentation and check its links
+docs: $(STAMP) ## run every example in the documentation and check its links: the rest of the tests
 	$(BIN)/python -m pytest tests/docs
 
 bench: $(STAMP) ## measure beside C; needs gcc and KVM

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # As in a shell's background job: tests that interrupt themselves need the usual handler.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_PROBLEM] = _kvm_problem()
+    config.stash[_LINES] = []
 
 
 _PROBLEM = pytest.StashKey[str]()
@@ -83,7 +85,34 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+_LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def summarize(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Take a line for the summary at the end."""
+    return pytestconfig.stash[_LINES].append
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell whoever started this process, if the tests are spread over several, what the summary is to say."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["ran_on_kvm"] = sorted(_ran_on_kvm)
+        output["lines"] = session.config.stash[_LINES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear it."""
+    output = getattr(node, "workeroutput", {})
+    _ran_on_kvm.update(output.get("ran_on_kvm", ()))
+    node.config.stash[_LINES].extend(output.get("lines", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_LINES]:
+        terminalreporter.write_line(line)
     problem = config.stash[_PROBLEM]
     count = len(_ran_on_kvm)
     text = f"real KVM: {count} tests passed on /dev/kvm" if not problem else f"real KVM: none ran; {problem}"

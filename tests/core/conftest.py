@@ -50,20 +50,6 @@ settings.load_profile("accel")
 PATIENCE = 20
 
 
-_SUMMARY = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def summarize(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Add a line to the summary at the end of the test run."""
-    return pytestconfig.stash.setdefault(_SUMMARY, []).append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(_SUMMARY, []):
-        terminalreporter.write_line(line)
-
-
 @pytest.fixture(autouse=True)
 def _nothing_stays_held() -> Iterator[None]:
     """Whatever a test takes on its own thread it lets go of, as lock validation sees it."""
@@ -135,7 +121,7 @@ class SlotTable(MemoryListener):
         toggles = [
             toggle for section in self._toggled.values() for toggle in section_toggles(self._slots_of(section), section)
         ]
-        plan = plan_slots(present, wanted, self._policy, toggles)
+        plan = plan_slots(present, wanted, self._policy, toggles, free=self.slot_count - len(self.slots))
         if len(self.slots) - len(plan.deletes) + len(plan.creates) > self.slot_count:
             raise self._error(errno.ENOSPC, wanted[-1])
         return self.update(plan) if plan else None

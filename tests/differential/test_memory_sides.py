@@ -144,7 +144,7 @@ def _bytes_at(side: Side, address: int, size: int) -> int:
 
 
 @pytest.mark.kvm
-def test_memory_sides_agree_on_random_sequences(report: list[str]) -> None:
+def test_memory_sides_agree_on_random_sequences(summarize: Callable[[str], None]) -> None:
     """Also after each sequence: the same bytes in the memory behind, and the same pages in the logs."""
     pairs: Counter[tuple[str, str]] = Counter()
     outcomes: Counter[str] = Counter()
@@ -166,7 +166,7 @@ def test_memory_sides_agree_on_random_sequences(report: list[str]) -> None:
                 assert kvm.log(number) == mock.log(number), (seed, number, said)
             assert bytes(kvm.block.view) == bytes(mock.block.view), (seed, said)
     wanted = set(itertools.product(KINDS, repeat=2))
-    report.append(
+    summarize(
         f"mock beside KVM: {SEQUENCES} sequences of {LENGTH} operations agree; {len(pairs)} of {len(wanted)} pairs of "
         f"operations, each at least {min(pairs.values())} times; {len(outcomes)} kinds of outcome"
     )
