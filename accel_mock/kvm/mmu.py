@@ -1,11 +1,18 @@
 """The shadow MMU: how an access of the guest finds its byte: TLB, entry of the shadow page table, memslot, host page.
 
-A vCPU's TLB is its own (`accel_mock.vcpu`). What is not in it is a page fault here. An entry that is there and allows
-the access is walked; one that is only write-protected may be made writable without the MMU lock, by compare-and-
-exchange (the fast path); otherwise the memslot is looked up, the host's page, and an entry is made under the lock.
+A vCPU's TLB is its own (`accel_mock.vcpu`). What is not in it, the processor walks the shadow page table for, and looks
+at nothing else: an entry that is there and allows the access is used, whatever became of the memslot. Otherwise there
+is a page fault. The memslot is looked up; an entry that only lacks a bit is repaired without the MMU lock
+(`accel_mock.kvm.fast_fault`); or else the host's page is looked up and an entry is made under the lock. The processor's
+walk after that is the same step: the entry is written with Accessed and Dirty as the access sets them.
 
 Each shadow page holds the entries of 2 MiB of guest memory. It has the generation in which it was made, so that all of
-them can be made obsolete by one number (`accel_mock.kvm.zap`). The reverse map finds entries by the host's page.
+them can be made obsolete by one number (`accel_mock.kvm.zap`). The reverse map finds entries by the guest page
+(`accel_mock.kvm.rmap`). These pages are direct: what an entry is for never changes; `accel_mock.kvm.indirect` has
+others.
+
+An entry may change at any time, by processors and by the fast path, so it is zapped by one exchange, and what was in it
+then is reported to the host. Where an update takes W away, its caller flushes TLBs, which may have it still.
 
 Sources: the kernel's locking page ("Exception"), and "KVM: x86/mmu: Reintroduce fast invalidate/zap for flushing
 memslot".
@@ -18,9 +25,26 @@ from typing import TYPE_CHECKING
 
 from accel.address import PAGE_SIZE
 from accel.locks import Lock
+from accel_mock.kvm.fast_fault import FastPath
+from accel_mock.kvm.host_pages import HostPages
 from accel_mock.kvm.lock_classes import MMU
+from accel_mock.kvm.rmap import ReverseMap
 from accel_mock.kvm.running import Running
-from accel_mock.kvm.spte import HOST_WRITABLE, MMU_WRITABLE, PRESENT, WRITABLE, Spte, pfn_of, spte_word
+from accel_mock.kvm.spte import (
+    ACCESSED,
+    DIRTY,
+    HOST_WRITABLE,
+    MMU_WRITABLE,
+    NO_AD,
+    PRESENT,
+    WRITABLE,
+    Place,
+    Spte,
+    pfn_of,
+    spte_word,
+    was_accessed,
+    was_written,
+)
 from accel_mock.kvm.zap import FastInvalidate, ShadowPage, ZapStrategy
 
 if TYPE_CHECKING:
@@ -28,23 +52,17 @@ if TYPE_CHECKING:
     from accel_mock.kvm.slot_map import MemSlot
 
 _PAGE_SHIFT = 12
-#: Entries of a shadow page, and their number as a shift.
-_ENTRIES = 512
+#: Entries of a shadow page are 512: this is their number as a shift.
 _ENTRIES_SHIFT = 9
-_FAST = HOST_WRITABLE | MMU_WRITABLE
 
 
 class Fault(enum.Enum):
     """What comes of a page fault that found no byte."""
 
     MMIO = "mmio"
-    """No memory is there for such an access: the vCPU exits."""
+    """KVM's emulator makes the access: no memory is there for it, or KVM has to see each write."""
     RETRY = "retry"
     """Something changed meanwhile, or is about to: the vCPU tries again."""
-
-
-#: A byte of guest memory: the slot's bytes, and the index in them.
-Place = tuple[memoryview, int]
 
 
 class ShadowMmu:
@@ -54,20 +72,40 @@ class ShadowMmu:
         memslots: What is mapped.
         running: The vCPUs, whose TLBs are flushed.
         strategy: How entries of a memslot that goes are zapped.
+        fast: The fast path.
+        no_ad: Whether processors set neither Accessed nor Dirty, so that accesses are watched for by faults.
 
     Attributes:
         lock: The MMU lock.
-        pages: The shadow pages by the guest page of their first entry, shifted. Changed under `lock`.
+        pages: The shadow pages, by generation and the guest page of their first entry, shifted. Changed under `lock`.
+        rmap: The reverse map.
         generation: That of shadow pages made now; older ones are obsolete.
         waiting: Who wants the lock, so that a long holder can give way.
+        strategy: As given; replaced only while nothing runs.
+        fast: As given.
+        host: The host's pages.
+        watched: Guest pages of which KVM has to see each write, since they are page tables that it shadows.
     """
 
-    def __init__(self, memslots: MemSlots, running: Running, strategy: ZapStrategy | None = None) -> None:
+    def __init__(
+        self,
+        memslots: MemSlots,
+        running: Running,
+        strategy: ZapStrategy | None = None,
+        fast: FastPath | None = None,
+        *,
+        no_ad: bool = False,
+    ) -> None:
         self.lock = Lock(MMU)
-        self.pages: dict[int, ShadowPage] = {}
+        self.pages: dict[tuple[int, int], ShadowPage] = {}
+        self.rmap = ReverseMap()
         self.generation = 0
         self.waiting = 0
         self.strategy = FastInvalidate() if strategy is None else strategy
+        self.fast = FastPath() if fast is None else fast
+        self.host = HostPages()
+        self.watched: set[int] = set()
+        self._no_ad = no_ad
         self._memslots = memslots
         self._running = running
 
@@ -76,68 +114,71 @@ class ShadowMmu:
     def fault(self, address: int, *, write: bool) -> Place | Fault:
         """Return where the byte at `address` lies, good up to the end of its page, or what to do instead."""
         gfn = address >> _PAGE_SHIFT
-        memslots = self._memslots
-        with memslots.srcu.read():
-            slot = memslots.table.find(address)
-            if slot is None or (write and slot.slot.readonly):
-                return Fault.MMIO
-            if slot.invalid:
-                return Fault.RETRY
-            spte = self._entry(gfn)
-            if spte is None or not spte.walk(write=write):
-                if spte is None or not (write and self._fast(spte, slot, gfn)):
-                    if not self._make(slot, gfn, write=write):
-                        return Fault.RETRY
-                elif not spte.walk(write=True):
+        spte = self.entry(gfn)
+        if spte is None or not spte.walk(write=write):
+            memslots = self._memslots
+            with memslots.srcu.read():
+                slot = memslots.table.find(address)
+                if slot is None or (write and (slot.slot.readonly or gfn in self.watched)):
+                    return Fault.MMIO
+                if slot.invalid:
                     return Fault.RETRY
-            return slot.bytes, address - slot.slot.gpa
+                if spte is None or not self._fix(spte, slot, write=write):
+                    spte = self._make(slot, gfn, write=write)
+        if spte is None or spte.page is None:
+            return Fault.RETRY
+        data, offset = spte.page
+        return data, offset + address % PAGE_SIZE
 
-    def _entry(self, gfn: int) -> Spte | None:
-        page = self.pages.get(gfn >> _ENTRIES_SHIFT)
-        if page is None or page.generation != self.generation:
-            return None
-        return page.entries.get(gfn)
+    def entry(self, gfn: int) -> Spte | None:
+        """Return the entry of a guest page, if there is one that is not obsolete."""
+        page = self.pages.get((self.generation, gfn >> _ENTRIES_SHIFT))
+        return None if page is None else page.entries.get(gfn)
 
-    def _fast(self, spte: Spte, slot: MemSlot, gfn: int) -> bool:
-        """Make an entry writable that is write-protected only for the log; return whether that was all."""
-        old = spte.word
-        if not old & PRESENT or old & _FAST != _FAST:
-            return False
-        if old & WRITABLE:
-            return True
-        if not spte.compare_exchange(old, old | WRITABLE):
-            return False
-        # The shadow page maps guest pages directly, so this entry is of this guest page whatever happened meanwhile.
-        self._mark_dirty(slot, gfn)
-        return True
+    def _fix(self, spte: Spte, slot: MemSlot, *, write: bool) -> bool:
+        return self.fast.fix(spte, write=write, written=lambda: self.mark_dirty(slot, spte.gfn))
 
-    def _make(self, slot: MemSlot, gfn: int, *, write: bool) -> bool:
-        """Make the entry of a guest page; return False if the host's page is on its way out."""
+    def _make(self, slot: MemSlot, gfn: int, *, write: bool) -> Spte | None:
+        """Make and return the entry of a guest page; return None if the host's page is on its way out."""
         hva = slot.slot.hva + (gfn << _PAGE_SHIFT) - slot.slot.gpa
         sequence = self._memslots.notifiers.sequence
-        bits = PRESENT | HOST_WRITABLE
-        if not slot.slot.readonly:
-            bits |= MMU_WRITABLE
-            if write or slot.log is None:
-                bits |= WRITABLE
+        word = self.new_word(slot, gfn, hva, write=write)
         self.waiting += 1
         with self.lock:
             self.waiting -= 1
             if self._memslots.notifiers.retry(sequence, hva):
-                return False
-            page = self.pages.get(gfn >> _ENTRIES_SHIFT)
-            if page is None or page.generation != self.generation:
-                page = self.pages[gfn >> _ENTRIES_SHIFT] = ShadowPage(self.generation)
-            page.entries[gfn] = Spte(spte_word(hva >> _PAGE_SHIFT, bits))
+                return None
+            key = self.generation, gfn >> _ENTRIES_SHIFT
+            page = self.pages.get(key)
+            if page is None:
+                page = self.pages[key] = ShadowPage(self.generation)
+            before = page.entries.get(gfn)
+            if before is not None:
+                self.drop(before)
+            page.entries[gfn] = made = Spte(gfn, hva >> _PAGE_SHIFT, word, (slot.bytes, hva - slot.slot.hva))
+            self.rmap.add(made)
             if write:
-                self._mark_dirty(slot, gfn)
-        return True
+                self.mark_dirty(slot, gfn)
+        return made
 
-    def _mark_dirty(self, slot: MemSlot, gfn: int) -> None:
+    def new_word(self, slot: MemSlot, gfn: int, hva: int, *, write: bool) -> int:
+        """Return an entry for a guest page, after an access, as the slot, the host and the log allow it."""
+        pfn, host_writable = self.host.fault_in(hva >> _PAGE_SHIFT, write=write)
+        bits = PRESENT | (NO_AD if self._no_ad else ACCESSED | (DIRTY if write else 0))
+        if host_writable and not slot.slot.readonly:
+            bits |= HOST_WRITABLE
+            if gfn not in self.watched:
+                bits |= MMU_WRITABLE
+                if write or slot.log is None:
+                    bits |= WRITABLE
+        return spte_word(pfn, bits)
+
+    def mark_dirty(self, slot: MemSlot, gfn: int) -> None:
+        """Note a guest page as written in its slot's log, if it has one."""
         if slot.log is not None:
             slot.log.note((gfn << _PAGE_SHIFT) - slot.slot.gpa)
 
-    # changes, on the threads of slot calls
+    # changes; each takes the MMU lock or is for who has it
 
     def zap(self, slot: MemSlot) -> None:
         """Let no entry lead to `slot`, which is invalid already, so that none is made anew; TLBs are the caller's."""
@@ -146,26 +187,59 @@ class ShadowMmu:
     def zap_all(self) -> None:
         """Let no entry lead anywhere."""
         with self.lock:
-            self.pages.clear()
+            for key in list(self.pages):
+                self.drop_page(key)
+
+    def drop_page(self, key: tuple[int, int]) -> int:
+        """Zap a shadow page, one of the keys of `pages`; return how many entries it had; under the MMU lock."""
+        page = self.pages.pop(key)
+        for spte in page.entries.values():
+            self.drop(spte)
+        return len(page.entries)
+
+    def drop(self, spte: Spte) -> None:
+        """Zap one entry and tell the host what became of its page; under the MMU lock."""
+        self.rmap.remove(spte)
+        self.report(self.clear(spte))
+
+    def remove(self, spte: Spte) -> None:
+        """Zap one entry and let go of the slot's bytes; under the MMU lock."""
+        self.drop(spte)
+        page = self.pages.get((self.generation, spte.gfn >> _ENTRIES_SHIFT))
+        if page is not None and page.entries.get(spte.gfn) is spte:
+            del page.entries[spte.gfn]
+
+    def clear(self, spte: Spte) -> int:
+        """Zap an entry; return what it was. Another processor may set its bits, or the fast path, up to that moment."""
+        return spte.exchange(0)
+
+    def report(self, word: int) -> None:
+        """Tell the host how the page of an entry was used, which holds that no more."""
+        accessed, dirty = was_accessed(word), was_written(word)
+        if accessed or dirty:
+            self.host.report(pfn_of(word), accessed=accessed, dirty=dirty)
 
     def write_protect(self, slot: MemSlot, dirty: bytearray | None = None) -> None:
         """Let the next write to each page of `slot` be a fault, or to those in a bitmap; TLBs are the caller's."""
         first = slot.slot.gpa >> _PAGE_SHIFT
         with self.lock:
-            for page in self.pages.values():
-                for gfn, spte in page.entries.items():
-                    index = gfn - first
-                    if 0 <= index < slot.slot.size // PAGE_SIZE and (
-                        dirty is None or dirty[index >> 3] >> (index & 7) & 1
-                    ):
-                        while not spte.compare_exchange(word := spte.word, word & ~WRITABLE):
-                            pass
+            for spte in self.entries_of(slot):
+                index = spte.gfn - first
+                if dirty is None or dirty[index >> 3] >> (index & 7) & 1:
+                    self.take_write(spte)
+
+    def entries_of(self, slot: MemSlot) -> list[Spte]:
+        """Return the entries of a slot's guest pages; under the MMU lock."""
+        return self.rmap.of_guest(slot.slot.gpa >> _PAGE_SHIFT, slot.slot.range.end >> _PAGE_SHIFT)
+
+    def take_write(self, spte: Spte) -> None:
+        """Take W from an entry; under the MMU lock."""
+        while not spte.compare_exchange(word := spte.word, word & ~WRITABLE):
+            pass
 
     def unmap_host(self, start: int, end: int) -> None:
         """Zap the entries of host addresses [start, end) and flush TLBs; for notifiers."""
-        first, last = start >> _PAGE_SHIFT, -(-end // PAGE_SIZE)
         with self.lock:
-            for page in self.pages.values():
-                for gfn in [gfn for gfn, spte in page.entries.items() if first <= pfn_of(spte.word) < last]:
-                    page.entries.pop(gfn).exchange(0)
+            for spte in self.rmap.of_host(start >> _PAGE_SHIFT, -(-end // PAGE_SIZE)):
+                self.drop(spte)
         self._running.flush()

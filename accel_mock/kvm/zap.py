@@ -11,17 +11,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import define
 
+from accel_mock.kvm.running import HANDOVER_SECONDS
 from accel_mock.kvm.spte import Spte
 
 if TYPE_CHECKING:
     from accel_mock.kvm.mmu import ShadowMmu
     from accel_mock.kvm.slot_map import MemSlot
-
-_PAGE_SHIFT = 12
 
 
 class ShadowPage:
@@ -79,12 +79,9 @@ class _Hold:
         self._cost.holds += 1
         return self
 
-    def page(self, number: int) -> None:
+    def page(self, key: tuple[int, int]) -> None:
         """Zap a whole page."""
-        page = self._mmu.pages.pop(number)
-        for spte in page.entries.values():
-            spte.exchange(0)
-        self.count(len(page.entries))
+        self.count(self._mmu.drop_page(key))
 
     def count(self, entries: int) -> None:
         """Count what was zapped."""
@@ -105,13 +102,10 @@ class ZapSlot:
     def zap(self, mmu: ShadowMmu, slot: MemSlot) -> None:
         """See `ZapStrategy`; one hold, as long as the slot has entries."""
         self.cost.zaps += 1
-        first, last = slot.slot.gpa >> _PAGE_SHIFT, slot.slot.range.end >> _PAGE_SHIFT
         with _Hold(mmu, self.cost) as hold:
-            for page in mmu.pages.values():
-                mine = [gfn for gfn in page.entries if first <= gfn < last]
-                for gfn in mine:
-                    page.entries.pop(gfn).exchange(0)
-                hold.count(len(mine))
+            for spte in mmu.entries_of(slot):
+                mmu.remove(spte)
+                hold.count(1)
 
 
 class ZapAll:
@@ -130,6 +124,7 @@ class ZapAll:
         self.cost.zaps += 1
         while not self._some(mmu):
             self.cost.restarts += 1
+            time.sleep(HANDOVER_SECONDS)
 
     def _some(self, mmu: ShadowMmu) -> bool:
         """Zap until nothing is left, or somebody waits; return whether nothing is."""
@@ -154,11 +149,17 @@ class FastInvalidate:
             mmu.generation += 1
         while not self._some(mmu):
             self.cost.restarts += 1
+            time.sleep(HANDOVER_SECONDS)
 
     def _some(self, mmu: ShadowMmu) -> bool:
+        """Zap obsolete pages until none is left or somebody waits; return whether none is."""
         with _Hold(mmu, self.cost) as hold:
-            for number in [number for number, page in mmu.pages.items() if page.generation != mmu.generation]:
-                hold.page(number)
-                if mmu.waiting:
+            while mmu.pages:
+                # Pages made since the generation began stand behind all that are obsolete.
+                oldest = next(iter(mmu.pages))
+                if mmu.pages[oldest].generation == mmu.generation:
+                    break
+                hold.page(oldest)
+                if mmu.waiting and mmu.pages:
                     return False
         return True
