@@ -7,6 +7,8 @@ from accel.backend import Capability
 #: Doorbells are not among them: such writes exit, and the core rings.
 CAPABILITIES = frozenset(
     {
+        Capability.KICK_ALL_VCPUS,
+        Capability.REGION_LIST,
         Capability.READONLY_MEMORY,
         Capability.DIRTY_LOG,
         Capability.COALESCED_PIO,
@@ -16,3 +18,5 @@ CAPABILITIES = frozenset(
 #: As many slots as KVM on x86 has.
 SLOT_COUNT = 32764
 MAX_VCPUS = 64
+#: Ways to zap, the first by default; `accel_mock.vm` says what they are.
+ZAPS = ("fast", "all", "all-yield", "slot")

@@ -8,7 +8,7 @@ from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, 
 from accel.hookspecs import hookimpl
 from accel.options import Option
 from accel_mock.faults import Faults, parse_fault
-from accel_mock.limits import CAPABILITIES, SLOT_COUNT
+from accel_mock.limits import CAPABILITIES, SLOT_COUNT, ZAPS
 
 
 class MockAccelerator(Accelerator):
@@ -28,6 +28,14 @@ class MockAccelerator(Accelerator):
             maximum=1_000_000,
         ),
         Option("slot_count", "int", SLOT_COUNT, "greatest number of slots", minimum=1, maximum=SLOT_COUNT),
+        Option(
+            "zap",
+            "choice",
+            ZAPS[0],
+            "how the shadow page table forgets a slot that goes: all of it at once by a generation, all entry by entry "
+            "with or without giving way to page faults, or the slot's own entries",
+            choices=ZAPS,
+        ),
         Option(
             "faults",
             "list",

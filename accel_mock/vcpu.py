@@ -44,6 +44,7 @@ class MockVcpu(VcpuBackend):
     Attributes:
         readable: Its TLB: addresses that may be read, up to the end of their page, and where they lie.
         writable: The same for writing.
+        name: For messages.
         attention: Set by any thread to have the vCPU look for kicks and requests before its next operation.
         ring: Where coalesced writes go.
         bus: Makes each write to memory, with its note, one step to other vCPUs and to whoever takes a log.
@@ -63,6 +64,7 @@ class MockVcpu(VcpuBackend):
         self.io_data = memoryview(bytearray(8))
         self.readable: dict[int, Place] = {}
         self.writable: dict[int, Place] = {}
+        self.name = "vCPU"
         self.attention = False
         self.ring = ring
         self.bus = bus

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
-from accel.errors import BackendError, CapabilityError
+from accel.errors import BackendError, CapabilityError, InhibitTimeoutError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.faults import Faults
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.running import Running
+from accel_mock.kvm.zap import FastInvalidate, ZapAll, ZapSlot, ZapStrategy
 from accel_mock.limits import CAPABILITIES, MAX_VCPUS, SLOT_COUNT
 from accel_mock.listener import MockMemoryListener
 from accel_mock.vcpu import MockVcpu
+
+#: What the values of the option ``zap`` stand for.
+_ZAPS: dict[str, Callable[[], ZapStrategy]] = {
+    "fast": FastInvalidate,
+    "all": partial(ZapAll, yields=False),
+    "all-yield": partial(ZapAll, yields=True),
+    "slot": ZapSlot,
+}
 
 
 class MockVm(VmBackend):
@@ -44,6 +55,8 @@ class MockVm(VmBackend):
             cast(int, options.get("slot_latency_us", 0)) / 1e6,
             self._faults,
         )
+        self._memslots.mmu.strategy = _ZAPS[cast(str, options.get("zap", "fast"))]()
+        self._at_once = options.get("hold") == "region-list"
         self._listener: MockMemoryListener | None = None
         self._ring = MockCoalescedRing(self._faults)
         self.ring: CoalescedRing | None = self._ring
@@ -53,11 +66,13 @@ class MockVm(VmBackend):
         number = self._faults.errno_of("create-vcpu")
         if number:
             raise BackendError("mock vCPU creation", number, f"vCPU {index}")
-        return MockVcpu(self._memslots, self._running, self._bus, self._ring, self._faults.of_vcpu(index))
+        vcpu = MockVcpu(self._memslots, self._running, self._bus, self._ring, self._faults.of_vcpu(index))
+        vcpu.name = f"vCPU {index}"
+        return vcpu
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the slots, and the coalesced parts of the memory."""
-        self._listener = MockMemoryListener(self._memslots, self._ring, self._policy)
+        self._listener = MockMemoryListener(self._memslots, self._ring, self._policy, at_once=self._at_once)
         return self._listener
 
     def memory_figures(self) -> Mapping[str, float]:
@@ -67,6 +82,18 @@ class MockVm(VmBackend):
     def io_listener(self) -> MemoryListener | None:
         """Return the listener that keeps the coalesced ports."""
         return MockIoListener(self._ring, is_port=True)
+
+    def kick_all(self, timeout: float) -> None:
+        """Bring all vCPUs out and keep them out; see `VmBackend.kick_all`. One that wants to run waits inside."""
+        started = time.monotonic()
+        inside = self._running.kick_all(timeout)
+        if inside:
+            waited = time.monotonic() - started
+            raise InhibitTimeoutError(timeout, [(vcpu.name, "run", waited) for vcpu in inside])
+
+    def resume_all(self) -> None:
+        """Let the vCPUs go on."""
+        self._running.resume_all()
 
     def host(self) -> str:
         """Return what it runs on."""

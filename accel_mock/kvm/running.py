@@ -23,9 +23,11 @@ class RunningVcpu(Protocol):
     """A vCPU as this module sees it.
 
     Attributes:
+        name: For messages.
         attention: Set to have it look for requests before its next operation.
     """
 
+    name: str
     attention: bool
 
     def drop_tlb(self) -> None:

@@ -24,6 +24,8 @@ def test_mock_plugin_registers_an_accelerator_that_is_always_there() -> None:
         Capability.DIRTY_LOG,
         Capability.COALESCED_PIO,
         Capability.COALESCED_MMIO,
+        Capability.KICK_ALL_VCPUS,
+        Capability.REGION_LIST,
     }
 
 
@@ -45,7 +47,9 @@ def test_mock_plugin_refuses_what_it_does_not_model(config: dict[str, bool]) -> 
         opened.create_vm(**config)
 
 
-@pytest.mark.parametrize("options", [{"slot_latency_us": -1}, {"slot_count": 0}, {"plan": "none"}, {"slots": 1}])
+@pytest.mark.parametrize(
+    "options", [{"slot_latency_us": -1}, {"slot_count": 0}, {"plan": "none"}, {"slots": 1}, {"zap": "half"}]
+)
 def test_mock_plugin_refuses_bad_options(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         OpenAccelerator(MockAccelerator(), options)
