@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from accel.address import PAGE_SIZE
 from accel.locks import Lock
+from accel_mock.kvm.atomic import atomically
 from accel_mock.kvm.fast_fault import FastPath
 from accel_mock.kvm.host_pages import HostPages
 from accel_mock.kvm.lock_classes import MMU
@@ -143,9 +144,9 @@ class ShadowMmu:
         hva = slot.slot.hva + (gfn << _PAGE_SHIFT) - slot.slot.gpa
         sequence = self._memslots.notifiers.sequence
         word = self.new_word(slot, gfn, hva, write=write)
-        self.waiting += 1
+        self._want(1)
         with self.lock:
-            self.waiting -= 1
+            self._want(-1)
             if self._memslots.notifiers.retry(sequence, hva):
                 return None
             key = self.generation, gfn >> _ENTRIES_SHIFT
@@ -160,6 +161,10 @@ class ShadowMmu:
             if write:
                 self.mark_dirty(slot, gfn)
         return made
+
+    @atomically
+    def _want(self, by: int) -> None:
+        self.waiting += by
 
     def new_word(self, slot: MemSlot, gfn: int, hva: int, *, write: bool) -> int:
         """Return an entry for a guest page, after an access, as the slot, the host and the log allow it."""
