@@ -2,8 +2,10 @@
 
 record → prepare → hold → apply → publish → resume → observe, as ``docs/explanation/architecture.md`` draws it. Up to
 prepare nothing has changed, and whoever raises refuses the change. A step that fails in apply is undone with all
-before it under the same hold. Layer: below `transaction`, which decides when there is something to commit, and takes
-the tree back if this raises.
+before it under the same hold. After the last update nothing can fail any more, so that one alone may do without a hold
+what guests must not see undone (`Update.needs_hold_unless_last`).
+
+Layer: below `transaction`, which decides when there is something to commit, and takes the tree back if this raises.
 
 Whoever runs it holds interrupts back (`accel.interrupts`), so that no listener is torn out of a callback. A Ctrl-C
 that came while they were told, or comes while the vCPUs are waited for, counts as a refusal; later ones wait until
@@ -110,14 +112,10 @@ class Commit:
 
     def _apply_held(self, updates: Sequence[tuple[MemoryListener, Update]], hold: Hold, timeout: float) -> None:
         self.held = hold == "always" or (hold == "changes" and bool(updates))
-        self.held |= hold == "asked" and any(update.needs_hold for _, update in updates)
+        self.held |= hold == "asked" and _asks(updates)
         # Worked out before the hold, as all that can be: the guest stands still meanwhile.
         published = self._published
-        recorded = [
-            (history, change.space.view, change.new)
-            for change in published
-            if (history := change.space.history) is not None
-        ]
+        recorded = [(history, change.new) for change in published if (history := change.space.history) is not None]
         with ExitStack() as stack:
             for lock in {id(update.lock): update.lock for _, update in updates if update.lock}.values():
                 stack.enter_context(lock)
@@ -131,10 +129,10 @@ class Commit:
         self,
         updates: Sequence[tuple[MemoryListener, Update]],
         published: Sequence[SpaceChange],
-        recorded: Sequence[tuple[ServedHistory, FlatView, FlatView]],
+        recorded: Sequence[tuple[ServedHistory, FlatView]],
     ) -> None:
-        """Apply and publish; tell the histories when the change begins and when it is over, taken back or not."""
-        for history, _, new in recorded:
+        """Apply and publish; tell the histories when the change begins, and when it is over or was taken back."""
+        for history, new in recorded:
             history.start(new)
         try:
             self._apply(updates)
@@ -142,11 +140,11 @@ class Commit:
                 change.space.view = change.new
             self.in_force = True
         except BaseException:
-            for history, old, _ in recorded:
-                history.start(old)
+            for history, _ in recorded:
+                history.take_back()
             raise
         finally:
-            for history, _, _ in recorded:
+            for history, _ in recorded:
                 history.complete([gate.entered for gate in self._blocker.gates])
 
     def _apply(self, updates: Sequence[tuple[MemoryListener, Update]]) -> None:
@@ -167,6 +165,13 @@ class Commit:
             if lost is error:
                 raise
             raise lost from lost.__cause__
+
+
+def _asks(updates: Sequence[tuple[MemoryListener, Update]]) -> bool:
+    """Return whether guests could see half of `updates` come or go; for all but the last others may fail later."""
+    return any(update.needs_hold for _, update in updates) or any(
+        update.needs_hold_unless_last for _, update in updates[:-1]
+    )
 
 
 def _undo(begun: Sequence[tuple[MemoryListener, Update]]) -> MapLostError | None:

@@ -70,11 +70,15 @@ class Update(ABC):
     """What a listener is about to do. All methods are called under the big lock and `lock`.
 
     Attributes:
-        needs_hold: Whether the guest could see half of it unless every vCPU is held.
+        needs_hold: Whether the guest could see half of it, or of its undoing after a step of its own failed, unless
+            every vCPU is held.
+        needs_hold_unless_last: Whether the guest could see half of its undoing after all its steps were made. That
+            happens where another update of the same commit comes later and fails, so a hold is needed if there is one.
         lock: Held from before the hold to after the last step, if there is one.
     """
 
     needs_hold: bool = False
+    needs_hold_unless_last: bool = False
     lock: Lock | None = None
 
     @abstractmethod
@@ -94,7 +98,8 @@ class UpdateInTurn(Update):
     """Two updates of one listener, one after the other; undone in reverse. At most one of them has a lock."""
 
     def __init__(self, first: Update, second: Update) -> None:
-        self.needs_hold = first.needs_hold or second.needs_hold
+        self.needs_hold = first.needs_hold or first.needs_hold_unless_last or second.needs_hold
+        self.needs_hold_unless_last = second.needs_hold_unless_last
         self.lock = first.lock or second.lock
         self._left = [first, second]
         self._begun: list[Update] = []

@@ -1,8 +1,10 @@
 """Which addresses RAM served, generation by generation: what tells a spurious fault from a rightful one.
 
 A **spurious fault** is an exit at an address that was served for that kind of access in every generation of the
-map from the vCPU's entry to its exit, before and after a change alike. The judge keeps the views that a
-running vCPU may still be measured against, and forgets the rest.
+map from the vCPU's entry to its exit, before and after a change alike. After a change that failed is what was before
+it, so the map that it would have made counts for nobody: who met a gap then has met one in memory that never went. The
+judge keeps the views that a running vCPU may still be measured against, and forgets the rest. It judges under the big
+lock, which a change holds to its end, so it knows what came of each change that an exit fell into.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def serves(view: FlatView, address: int, size: int, *, is_write: bool, page_size
 class ServedHistory:
     """The generations of one space's map.
 
-    `start` and `complete` are called under the big lock. `completed` and `started` are read by vCPU threads
-    without a lock, the first after entering a gate, the second before leaving it.
+    `start`, `take_back` and `complete` are called under the big lock. `completed` and `started` are read by vCPU
+    threads without a lock, the first after entering a gate, the second before leaving it.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -49,6 +51,13 @@ class ServedHistory:
         self._views.append((self.started + 1, view))
         self._section_count += len(view)
         self.started += 1
+
+    def take_back(self) -> None:
+        """Note that the change that was started last failed: what was in force before it was so all the time."""
+        generation, view = self._views.pop()
+        before = self._views[-1][1]
+        self._views.append((generation, before))
+        self._section_count += len(before) - len(view)
 
     def complete(self, entered: Iterable[int]) -> None:
         """Note that the map is what was started last; forget views older than all generations in `entered`."""

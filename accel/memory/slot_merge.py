@@ -101,7 +101,7 @@ class SlotPlanner:
         present = [slot for window in self._gone for slot in within(window)]
         wanted = [slot for section in adds for slot in section_slots(section, self._page_size, self._max_slot_size)]
         toggles = [toggle for section in logs for toggle in section_toggles(within(section.range), section)]
-        plan = plan_slots(present, wanted, self._policy, toggles)
+        plan = plan_slots(present, wanted, self._policy, toggles, free=self.slot_count - self._count())
         # Where nothing is kept, each wanted slot is created whole.
         runs = _runs(present, wanted, plan) if len(present) > len(plan.deletes) else []
         self._touched = [AddressRange(run[0].gpa, run[-1].range.end) for run in runs]

@@ -9,10 +9,29 @@ Two policies. ``replace`` deletes the slots of each section that goes and create
 QEMU does. ``least`` leaves a slot alone whose mapping stays right and creates only what is missing, so that
 growth is one more slot. Under both, a slot that stays and only begins or ends to log dirty pages is toggled in place.
 
-What needs a hold: a deleted range that is added back, since the guest could meet the gap; and a log that goes, with
-its slot or from a slot that stays. Its bits are collected before, and a guest that ran on could write a page between
-the two. For the end of a log this matters if the change fails later: the client then logs on and wants those pages.
-The beginning of a log needs none: nobody is owed what is written before.
+In which order
+--------------
+Where some created slot overlaps a deleted one, all deletes come before all creates: slots must not overlap. The same
+where there are not enough free slots for both at once. Otherwise creates come first. What they bring lies where nothing
+was, and if the change fails, deleting it again takes from the guest only what it never had for good.
+
+What needs a hold
+-----------------
+A guest that runs must not miss an address that is mapped before and after. If the change fails, "after" is the map
+before: whatever was deleted comes back. So a delete needs a hold unless it is the last thing of the whole change that
+can fail. Then either it fails, and has deleted nothing, or it succeeds, and nothing brings its slot back. It follows:
+
+- deletes, then creates: hold. A deleted range that is added back would be missing in between, and any other would be
+  until a create that fails is undone;
+- two deletes or more: hold, since the second may fail. Large or grown RAM that goes is such a case;
+- creates, then one delete: none for the plan itself (`needs_hold`), but one if another update of the same commit comes
+  after (`needs_hold_unless_last`), which `commit` knows and the plan does not;
+- creates alone: none. Growth is one of these.
+
+A hold is needed, too, for a log that goes, with its slot or from a slot that stays. Its bits are collected before, and
+a guest that ran on could write a page between the two. For the end of a log this matters if the change fails later: the
+client then logs on and wants those pages. The beginning of a log needs none: nobody is owed what is written before. A
+toggle takes no address away, so it may fail and be undone in a guest's sight, and comes before all deletes.
 """
 
 from __future__ import annotations
@@ -134,19 +153,34 @@ def overlaps(deletes: Sequence[Slot], adds: Sequence[Slot]) -> bool:
 
 @frozen
 class SlotPlan:
-    """Slots to toggle, then slots to delete, then slots to create, the last two ascending; true if there is one."""
+    """Slots to toggle, and then slots to delete and to create, each ascending; true if there is one.
+
+    Attributes:
+        deletes: Slots to delete.
+        creates: Slots to create.
+        toggles: Slots to toggle.
+        creates_first: Whether slots are created before any is deleted. Nothing of the two overlaps then, and there
+            are slots for both at once.
+    """
 
     deletes: tuple[Slot, ...]
     creates: tuple[Slot, ...]
     toggles: tuple[Toggle, ...] = ()
+    creates_first: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.toggles or self.deletes or self.creates)
 
     @property
     def needs_hold(self) -> bool:
-        """Whether a deleted range is added back, or a log goes. O(steps)."""
-        return self.ends_log or overlaps(self.deletes, self.creates)
+        """Whether a slot that is deleted may have to come back though nothing follows the plan, or a log goes."""
+        last_is_delete = self.creates_first or not self.creates
+        return self.ends_log or len(self.deletes) > (1 if last_is_delete else 0)
+
+    @property
+    def needs_hold_unless_last(self) -> bool:
+        """Whether a slot that is deleted has to come back if something fails that follows the plan."""
+        return bool(self.deletes)
 
     @property
     def ends_log(self) -> bool:
@@ -160,7 +194,7 @@ class SlotPlan:
 
 
 def plan_slots(
-    present: Iterable[Slot], wanted: Sequence[Slot], policy: Policy, toggles: Iterable[Toggle] = ()
+    present: Iterable[Slot], wanted: Sequence[Slot], policy: Policy, toggles: Iterable[Toggle] = (), *, free: int = 0
 ) -> SlotPlan:
     """Return the steps from the slots `present` to those `wanted`.
 
@@ -169,9 +203,10 @@ def plan_slots(
         wanted: The slots of all sections that come, ascending.
         policy: See the module's text.
         toggles: Those of the sections that stay (`section_toggles`).
+        free: How many slots more there can be than there are.
     """
     if policy == "replace":
-        return SlotPlan(tuple(present), tuple(wanted), tuple(toggles))
+        return _in_order(tuple(present), tuple(wanted), tuple(toggles), free)
     deletes: list[Slot] = []
     kept: list[Slot] = []
     changed = list(toggles)
@@ -185,7 +220,13 @@ def plan_slots(
                 changed.append((slot, slot.with_log(wanted[index].log)))
         else:
             deletes.append(slot)
-    return SlotPlan(tuple(deletes), tuple(_missing(wanted, kept)), tuple(changed))
+    return _in_order(tuple(deletes), tuple(_missing(wanted, kept)), tuple(changed), free)
+
+
+def _in_order(deletes: tuple[Slot, ...], creates: tuple[Slot, ...], toggles: tuple[Toggle, ...], free: int) -> SlotPlan:
+    """Return the plan of these steps, in the order that the module's text gives reasons for."""
+    beside = bool(deletes) and 0 < len(creates) <= free and not overlaps(deletes, creates)
+    return SlotPlan(deletes, creates, toggles, creates_first=beside)
 
 
 def _missing(wanted: Sequence[Slot], kept: Sequence[Slot]) -> Iterable[Slot]:

@@ -4,7 +4,8 @@ Either way no bit of a dirty log is lost, and what fails is taken back. Layer: a
 is to be done; below the accelerators, which say how one slot is created, deleted and toggled.
 
 As a list, nobody needs to be held for a range that is deleted and added back: a guest sees the slots before or those
-after. A log that goes still needs a hold, since its bits are read by a call of their own before the list.
+after. A log that goes still needs a hold, since its bits are read by a call of their own before the list; and so does
+whatever the list deletes, if another update of the commit may fail and bring it back.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class SlotUpdate(Update):
         at_once: Callable[[SlotPlan], None] | None = None,
     ) -> None:
         self.needs_hold = plan.needs_hold if at_once is None else plan.ends_log
+        self.needs_hold_unless_last = plan.needs_hold_unless_last
         self.lock = lock
         self._plan = plan
         self._create = create
@@ -61,7 +63,7 @@ class SlotUpdate(Update):
         self._done: list[Callable[[], None]] = []
 
     def apply(self) -> None:
-        """Toggle, delete, then create; stops at the first step that fails."""
+        """Toggle, then delete and create in the plan's order; stops at the first step that fails."""
         if self._at_once is not None:
             self._apply_at_once(self._at_once)
             return
@@ -71,13 +73,12 @@ class SlotUpdate(Update):
                     self._keep_bits(old)
                 self._toggle(old, new)
                 self._done.append(partial(self._toggle, new, old))
-        for slot in self._plan.deletes:
-            self._keep_bits(slot)
-            self._delete(slot)
-            self._done.append(partial(self._create, slot))
-        for slot in self._plan.creates:
-            self._create(slot)
-            self._done.append(partial(self._take_back, slot))
+        if self._plan.creates_first:
+            self._make_creates()
+            self._make_deletes()
+        else:
+            self._make_deletes()
+            self._make_creates()
 
     def undo(self) -> None:
         """Take back the steps that were made. Raises MapLostError if one cannot be."""
@@ -87,6 +88,17 @@ class SlotUpdate(Update):
             except AccelError as error:
                 problem = f"a failed memory change could not be undone ({error})"
                 raise MapLostError(problem, map(str, self._present())) from error
+
+    def _make_deletes(self) -> None:
+        for slot in self._plan.deletes:
+            self._keep_bits(slot)
+            self._delete(slot)
+            self._done.append(partial(self._create, slot))
+
+    def _make_creates(self) -> None:
+        for slot in self._plan.creates:
+            self._create(slot)
+            self._done.append(partial(self._take_back, slot))
 
     def _keep_bits(self, slot: Slot) -> None:
         if slot.log is not None and self._collect is not None:

@@ -99,6 +99,7 @@ class Table(SlotTable):
 class TableUpdate(Update):
     def __init__(self, table: Table, inner: Update) -> None:
         self.needs_hold, self.lock = inner.needs_hold, inner.lock
+        self.needs_hold_unless_last = inner.needs_hold_unless_last
         self._table, self._inner = table, inner
 
     def apply(self) -> None:

@@ -463,8 +463,8 @@ def test_slot_listener_notes_in_order_of_addresses_whatever_the_order_that_it_is
     tell([], [5, 1, 3])
     assert table.calls == [("create", page * PAGE_SIZE) for page in (1, 3, 5)]
     tell([3, 5, 1], [7, 2, 0])
-    assert table.calls == [("delete", page * PAGE_SIZE) for page in (1, 3, 5)] + [
-        ("create", page * PAGE_SIZE) for page in (0, 2, 7)
+    assert table.calls == [("create", page * PAGE_SIZE) for page in (0, 2, 7)] + [
+        ("delete", page * PAGE_SIZE) for page in (1, 3, 5)
     ]
 
 

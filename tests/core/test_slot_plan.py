@@ -1,4 +1,4 @@
-"""Slot planning: whole pages, least change, holds where they are needed; and where each guest page is logged.
+"""Slot planning: whole pages, least change, order, holds where they are needed; and where each guest page is logged.
 
 The oracle has no slots, only pages: what each page of a view is backed by, found one byte at a time. Pages are 4
 bytes here, so that odd offsets and sizes come up often.
@@ -84,11 +84,21 @@ def _present(slots: list[Slot], removed) -> list[Slot]:
     return [slot for slot in slots if any(section.range.covers(slot.range) for section in removed)]
 
 
-def _plan(slots: list[Slot], old: FlatView, new: FlatView, policy: str, limit: int) -> SlotPlan:
+def _plan(slots: list[Slot], old: FlatView, new: FlatView, policy: str, limit: int, free: int) -> SlotPlan:
     """Plan as a listener does, from what a transaction tells it."""
     delta = diff(old.sections, new.sections)
     toggles = [one for _, section in delta.altered for one in section_toggles(_present(slots, [section]), section)]
-    return plan_slots(_present(slots, delta.removed), _wanted(delta.added, limit), policy, toggles)
+    return plan_slots(_present(slots, delta.removed), _wanted(delta.added, limit), policy, toggles, free=free)
+
+
+def _moments(slots: list[Slot], plan: SlotPlan) -> list[list[Slot]]:
+    """Return the slots that there are at the beginning, and after each delete and create in the plan's order."""
+    moments = [slots]
+    for what in ("creates", "deletes") if plan.creates_first else ("deletes", "creates"):
+        for slot in getattr(plan, what):
+            left = moments[-1]
+            moments.append([*left, slot] if what == "creates" else [one for one in left if one is not slot])
+    return moments
 
 
 def _after(slots: list[Slot], plan: SlotPlan) -> list[Slot]:
@@ -129,26 +139,31 @@ def test_section_slots_of_a_device_are_none() -> None:
 
 
 @settings(max_examples=300)
-@given(st.lists(views(), min_size=1, max_size=4), st.sampled_from(["least", "replace"]), LIMITS)
-def test_slot_plan_ends_at_exactly_the_wanted_pages(steps: list[FlatView], policy: str, limit: int) -> None:
+@given(st.lists(views(), min_size=1, max_size=4), st.sampled_from(["least", "replace"]), LIMITS, st.integers(0, 6))
+def test_slot_plan_ends_at_exactly_the_wanted_pages(steps, policy: str, limit: int, free: int) -> None:
     slots: list[Slot] = []
     old = EMPTY_VIEW
     for new in steps:
-        plan = _plan(slots, old, new, policy, limit)
+        plan = _plan(slots, old, new, policy, limit, free)
         before, after = _pages_of_slots(slots), _pages_of_view(new)
 
-        # Deletes first, and no create meets a slot that is still there.
-        left = [slot for slot in slots if slot not in plan.deletes]
-        for slot in plan.creates:
-            assert slot.size <= limit
-            left.append(slot)
-            _pages_of_slots(left)
+        # No create meets a slot that is still there, and there are never too many.
+        seen = [_pages_of_slots(moment).keys() for moment in _moments(slots, plan)]
+        assert all(slot.size <= limit for slot in plan.creates)
         slots_after = _after(slots, plan)
         assert _pages_of_slots(slots_after) == after
+        if plan.creates_first:
+            assert plan.deletes
+            assert 0 < len(plan.creates) <= free
 
         gone, come = set(_pages_of_slots(plan.deletes)), set(_pages_of_slots(plan.creates))
+        assert plan.creates_first == bool(gone and come and not gone & come and len(plan.creates) <= free)
         ends = {page for page, (*_, logged) in before.items() if logged and (page in gone or not after[page][2])}
-        assert plan.needs_hold == bool(gone & come or ends)
+        # Where a step fails, the map before is what there is after: nothing of it may have been missing until then.
+        missed = any(before.keys() - pages for pages in seen[:-1])
+        missed |= any((before.keys() & after.keys()) - pages for pages in seen)
+        assert plan.needs_hold == bool(missed or ends)
+        assert plan.needs_hold_unless_last == bool(gone)
         assert bool(plan) == (slots != slots_after)
         for one, other in plan.toggles:
             assert (one.log is None) != (other.log is None)
@@ -216,6 +231,44 @@ def test_slot_plan_tells_blocks_apart_that_lie_side_by_side_in_the_host() -> Non
     assert plan.creates
 
 
+ONE, TWO, THREE = (
+    section_slots(MemoryRegionSection(AddressRange(at, at + 8), REGIONS[0], at), PAGE) for at in (0, 8, 16)
+)
+
+
+@pytest.mark.parametrize("policy", ["least", "replace"])
+@pytest.mark.parametrize(
+    ("gone", "come", "free", "creates_first", "hold"),
+    [
+        (ONE, TWO, 1, True, False),
+        (ONE, TWO, 0, False, True),
+        (ONE, [*TWO, *THREE], 2, True, False),
+        (ONE, [*TWO, *THREE], 1, False, True),
+        ([*ONE, *TWO], THREE, 9, True, True),
+        (ONE, [], 0, False, False),
+        ([*ONE, *TWO], [], 9, False, True),
+        ([], [*ONE, *TWO], 9, False, False),
+    ],
+    ids=[
+        "moved",
+        "moved without a free slot",
+        "one for two",
+        "one for two with room for one",
+        "two for one",
+        "one that goes",
+        "two that go",
+        "two that come",
+    ],
+)
+def test_slot_plan_creates_beside_first_and_needs_a_hold_unless_it_ends_with_its_only_delete(
+    policy, gone, come, free, creates_first, hold
+) -> None:
+    plan = plan_slots(gone, come, policy, free=free)
+    assert plan == SlotPlan(tuple(gone), tuple(come), creates_first=creates_first)
+    assert plan.needs_hold == hold
+    assert plan.needs_hold_unless_last == bool(gone)
+
+
 ranges = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=8)
 
 
@@ -256,6 +309,7 @@ def test_slot_plan_toggles_each_slot_of_a_section_that_stays_and_holds_for_the_e
     begin = plan_slots([], [], policy, section_toggles(off, _logged(8, VGA)))
     assert begin == SlotPlan((), (), tuple(zip(off, on, strict=True)))
     assert not begin.needs_hold
+    assert not begin.needs_hold_unless_last, "that a log begins is undone in anybody's sight"
     end = plan_slots([], [], policy, section_toggles(on, _logged(8, 0)))
     assert end == SlotPlan((), (), tuple(zip(on, off, strict=True)))
     assert end.needs_hold

@@ -116,4 +116,5 @@ def test_change_of_two_addresses_is_seen_by_halves_where_each_address_is_all_tha
             commits += 1
     print(f"{stage.halves} halves in {commits} commits, {stage.looks} looks, {stage.judged} judged")
     assert stage.halves >= 3
-    assert stage.machine.vm.blocker.stats.inhibits == 0
+    # What comes holds nobody. Two slots that go do, since the first would come back if the second did not go.
+    assert stage.machine.vm.blocker.stats.inhibits == commits // 2
