@@ -83,12 +83,6 @@ class HostPages:
         """Return whether a page that was unmapped may be given to another address: nobody has it pinned."""
         return not self._pins[page]
 
-    @atomically
-    def owner(self, page: int) -> int | None:
-        """Return an address that has this page behind it; None if there is none."""
-        moved = (address for address, behind in self._behind.items() if behind == page)
-        return next(moved, None if page in self._behind else page)
-
     # pins
 
     @atomically

@@ -43,6 +43,7 @@ from accel_mock.kvm.spte import (
     Spte,
     pfn_of,
     spte_word,
+    tracked,
     was_accessed,
     was_written,
 )
@@ -140,14 +141,15 @@ class ShadowMmu:
         return self.fast.fix(spte, write=write, written=lambda: self.mark_dirty(slot, spte.gfn))
 
     def _make(self, slot: MemSlot, gfn: int, *, write: bool) -> Spte | None:
-        """Make and return the entry of a guest page; return None if the host's page is on its way out."""
+        """Make and return the entry of a guest page; None if the host's page is on its way out, or KVM watches now."""
         hva = slot.slot.hva + (gfn << _PAGE_SHIFT) - slot.slot.gpa
         sequence = self._memslots.notifiers.sequence
-        word = self.new_word(slot, gfn, hva, write=write)
+        host_page = self.host.fault_in(hva >> _PAGE_SHIFT, write=write)
         self._want(1)
         with self.lock:
             self._want(-1)
-            if self._memslots.notifiers.retry(sequence, hva):
+            word = self.new_word(slot, gfn, host_page, write=write)
+            if self._memslots.notifiers.retry(sequence, hva) or (write and not word & WRITABLE):
                 return None
             key = self.generation, gfn >> _ENTRIES_SHIFT
             page = self.pages.get(key)
@@ -166,9 +168,12 @@ class ShadowMmu:
     def _want(self, by: int) -> None:
         self.waiting += by
 
-    def new_word(self, slot: MemSlot, gfn: int, hva: int, *, write: bool) -> int:
-        """Return an entry for a guest page, after an access, as the slot, the host and the log allow it."""
-        pfn, host_writable = self.host.fault_in(hva >> _PAGE_SHIFT, write=write)
+    def new_word(self, slot: MemSlot, gfn: int, host_page: tuple[int, bool], *, write: bool) -> int:
+        """Return an entry for a guest page, after an access, as the slot, the host and the log allow it.
+
+        `host_page` is what `HostPages.fault_in` said. Under the MMU lock.
+        """
+        pfn, host_writable = host_page
         bits = PRESENT | (NO_AD if self._no_ad else ACCESSED | (DIRTY if write else 0))
         if host_writable and not slot.slot.readonly:
             bits |= HOST_WRITABLE
@@ -233,14 +238,22 @@ class ShadowMmu:
                 if dirty is None or dirty[index >> 3] >> (index & 7) & 1:
                     self.take_write(spte)
 
+    def take_write(self, spte: Spte, bits: int = WRITABLE) -> None:
+        """Take W from an entry, or more; under the MMU lock."""
+        while not spte.compare_exchange(word := spte.word, word & ~bits):
+            pass
+
+    def watch(self, gfn: int) -> None:
+        """Have KVM see each write to a guest page from now on, since it is a page table that KVM shadows."""
+        with self.lock:
+            self.watched.add(gfn)
+            for spte in self.rmap.of_guest(gfn, gfn + 1):
+                self.take_write(spte, WRITABLE | MMU_WRITABLE)
+        self._running.flush()
+
     def entries_of(self, slot: MemSlot) -> list[Spte]:
         """Return the entries of a slot's guest pages; under the MMU lock."""
         return self.rmap.of_guest(slot.slot.gpa >> _PAGE_SHIFT, slot.slot.range.end >> _PAGE_SHIFT)
-
-    def take_write(self, spte: Spte) -> None:
-        """Take W from an entry; under the MMU lock."""
-        while not spte.compare_exchange(word := spte.word, word & ~WRITABLE):
-            pass
 
     def unmap_host(self, start: int, end: int) -> None:
         """Zap the entries of host addresses [start, end) and flush TLBs; for notifiers."""
@@ -248,3 +261,20 @@ class ShadowMmu:
             for spte in self.rmap.of_host(start >> _PAGE_SHIFT, -(-end // PAGE_SIZE)):
                 self.drop(spte)
         self._running.flush()
+
+    def age_host(self, start: int, end: int) -> bool:
+        """Return whether the guest used host addresses [start, end) since this was asked; flush TLBs; for notifiers."""
+        with self.lock:
+            aged = [self.age(spte) for spte in self.rmap.of_host(start >> _PAGE_SHIFT, -(-end // PAGE_SIZE))]
+        self._running.flush()
+        return any(aged)
+
+    def age(self, spte: Spte) -> bool:
+        """Return whether an entry's page was used, and watch for the next time; under the MMU lock."""
+        while was_accessed(word := spte.word):
+            if spte.compare_exchange(word, tracked(word) if word & NO_AD else word & ~ACCESSED):
+                if word & NO_AD and was_written(word):
+                    # W goes with the rest, and was all that told of a write.
+                    self.host.report(pfn_of(word), accessed=False, dirty=True)
+                return True
+        return False
