@@ -35,7 +35,8 @@ it again. So nobody asks for the GIL while the change is made.
 
 *Nobody starves.* Whoever waited through one inhibit gets a chance to pass in before the next begins, for a
 millisecond: an inhibitor that comes back at once would otherwise win every time, since those who wait must first be
-scheduled. They need nothing that the inhibitor holds, so this wait cannot deadlock.
+scheduled. They need nothing that the inhibitor holds, so this wait cannot deadlock. A vCPU that was kicked out counts
+until it goes on, not until it is in; if the next inhibit is faster it waits once more, as one who comes.
 
 *Mark-then-look needs store-load order.* With the GIL, CPython gives it: both threads run under one lock.
 Free-threaded builds do not order a store before a later load of another field, so there the gates
@@ -107,7 +108,8 @@ class AccelBlocker:
         self._vm_calls: dict[int, str] = {}
         # Who waits outside: locks that are released to let them go on. Guarded by gates_lock.
         self._doors: list[threading.Lock] = []
-        # How many wait, or were let go on and are not in yet; guarded by gates_lock. And whether that has become none.
+        # How many wait, or were let go on and are not in yet (or, of those who linger, do not run yet); guarded by
+        # gates_lock. And whether that has become none.
         self._waiting = 0
         self._all_passed = Wakeup()
 

@@ -183,6 +183,12 @@ MUTANTS = [
         (BLOCKER, _FAILED, _FAILED.replace("self._open()", "self._depth = 0; self.inhibited = False")),
     ),
     mutant(
+        "an inhibit that times out is counted as one that held",
+        "inhibit-times-out",
+        "invariant: inhibits were counted",
+        (BLOCKER, _FAILED, _FAILED.replace("raise", "self.stats.note_wait(timeout)\n            raise")),
+    ),
+    mutant(
         "a vCPU that was kicked waits outside of a VM that nobody may enter",
         "close",
         STUCK,

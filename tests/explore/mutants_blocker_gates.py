@@ -68,7 +68,7 @@ MUTANTS = [
     ),
     mutant(
         "who waited comes in without another look",
-        "two-inhibitors-hurry",
+        "inhibit-in-a-hurry",
         CAME_IN,
         (
             BLOCKER,

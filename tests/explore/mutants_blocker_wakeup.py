@@ -138,6 +138,12 @@ MUTANTS = [
         (BLOCKER, _VM_CALL_END, "            self.left.set()\n" + _VM_CALL_END.rpartition("            self.left")[0]),
     ),
     mutant(
+        "a VM call that is over still counts",
+        "vm-calls",
+        "invariant: still counted",
+        (BLOCKER, "                self._vm_calls.pop(me, None)\n", "                pass\n"),
+    ),
+    mutant(
         "a gate is removed without a word",
         "vcpu-comes-and-goes",
         LOST,

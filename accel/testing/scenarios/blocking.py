@@ -146,6 +146,26 @@ class InARow(Scene):
             self.vm_call()
 
 
+@scenario("inhibit-in-a-hurry", instrument=BLOCKER, bound=3, timeouts=True)
+class InAHurry(Scene):
+    """One thread inhibits twice in a row, without time for a vCPU that waited to pass: the vCPU waits once more."""
+
+    prompt = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exiting = FakeVcpu(self, "vCPU 0", spins=False)
+
+    def threads(self) -> dict[str, Callable[[], object]]:
+        return {"inhibitor": self.inhibit, "vCPU 0": self.exiting.once}
+
+    def inhibit(self) -> None:
+        with self.big_lock:
+            for _ in range(2):
+                with self.held():
+                    pass
+
+
 @scenario("two-inhibitors", instrument=BLOCKER, bound=3)
 class TwoInhibitors(Scene):
     """Two threads inhibit one after the other: a vCPU that waited through the first passes before the second."""
@@ -163,24 +183,6 @@ class TwoInhibitors(Scene):
             starved = self.waited and not self.judge.passes
             require(not starved, "the vCPU waited through two inhibits in a row")
             self.waited = self.blocker._waiting
-
-
-@scenario("two-inhibitors-hurry", instrument=BLOCKER, bound=3, timeouts=True)
-class Hurry(Scene):
-    """Two threads inhibit one after the other, the second without time for those who waited: they wait once more."""
-
-    prompt = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.exiting = FakeVcpu(self, "vCPU 0", spins=False)
-
-    def threads(self) -> dict[str, Callable[[], object]]:
-        return {"inhibitor 0": self.inhibit, "inhibitor 1": self.inhibit, "vCPU 0": self.exiting.once}
-
-    def inhibit(self) -> None:
-        with self.big_lock, self.held():
-            pass
 
 
 @scenario("two-inhibitors-kick", instrument=BLOCKER)

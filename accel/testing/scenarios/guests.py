@@ -91,9 +91,7 @@ class Scene:
         blocker = self.blocker
         require(not any(gate.busy for gate in blocker.gates), "a gate is still busy")
         require(not blocker._vm_calls, f"VM calls that ended are still counted: {list(blocker._vm_calls.values())}")
-        require(not blocker._doors, f"{len(blocker._doors)} doors were never opened")
         require(not blocker._waiting, f"{blocker._waiting} still count as waiting, and nobody waits")
-        require(blocker.inhibited == (blocker._refusal is not None), "inhibited and nobody inhibits, or the reverse")
         waited = blocker.stats.wait_seconds
         require(not (self.prompt and waited), f"a wake-up was lost: the inhibitor waited for {waited:g} s")
 
