@@ -34,7 +34,7 @@ FLOORS = {
     "vm-calls": (2, 1000),
     "inhibit-in-a-row": (3, 1000),
     "inhibit-in-a-hurry": (3, 500),
-    "two-inhibitors": (3, 1500),
+    "two-inhibitors": (2, 500),
     "two-inhibitors-kick": (2, 700),
     "vcpu-comes-and-goes": (2, 1000),
     "inhibit-times-out": (2, 1500),

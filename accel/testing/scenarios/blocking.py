@@ -166,7 +166,7 @@ class InAHurry(Scene):
                     pass
 
 
-@scenario("two-inhibitors", instrument=BLOCKER, bound=3)
+@scenario("two-inhibitors", instrument=BLOCKER)
 class TwoInhibitors(Scene):
     """Two threads inhibit one after the other: a vCPU that waited through the first passes before the second."""
 
