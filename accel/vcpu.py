@@ -110,7 +110,7 @@ class Vcpu:
             MapLostError: A memory change could not be undone, so the guest must not go on.
             ClosedError: The vCPU is closed.
         """
-        return self._exit(self._inside("run", self._enter))
+        return self._inside("run", self._enter)
 
     def kick(self) -> None:
         """Make the `run` in progress, or else the next one, return `Interrupted`; any thread."""
@@ -201,15 +201,29 @@ class Vcpu:
         self._inside("load_program", lambda: self.backend.load_program(program))
 
     def close(self) -> None:
-        """Release the vCPU; may be called twice."""
-        if not self.closed:
-            self.closed = True
-            self.vm.blocker.remove_gate(self.gate)
-            self.backend.close()
+        """Bring the vCPU out of the guest and release it; any thread, may be called twice.
 
-    def _enter(self) -> int:
+        A `run` in progress is kicked and returns what it came out with. Whoever calls into the vCPU after that gets
+        ClosedError; if it is part of a machine that runs, that ends the run. Its index stays taken. Takes the big
+        lock, and holds all vCPUs of the VM for the moment.
+
+        Raises:
+            InhibitTimeoutError: A vCPU did not come out; nothing is closed, and close may be retried.
+        """
+        vm = self.vm
+        with vm.big_lock:
+            if self.closed:
+                return
+            # Nobody is inside then: a thread in the guest could not be kicked once its gate is forgotten.
+            with vm.blocker.inhibit(vm.inhibit_timeout):
+                self.closed = True
+                vm.blocker.remove_gate(self.gate)
+                self.backend.close()
+
+    def _enter(self) -> Exit:
         held, self._held = self._held, None
-        return self.backend.run() if held is None else held
+        # Read while inside: what it is read from may be gone as soon as the gate is left.
+        return self._exit(self.backend.run() if held is None else held)
 
     def _inside(self, operation: str, call: Callable[[], T]) -> T:
         if self.closed:

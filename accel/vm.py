@@ -77,6 +77,7 @@ class Vm:
     Attributes:
         big_lock: Guards the region trees, the devices and the VM's state.
         blocker: Holds the vCPUs when a memory change needs it.
+        inhibit_timeout: Longest wait for the vCPUs to come out, in seconds.
         memory: The guest-physical address space.
         io: The port space, 2^16 ports.
         transactions: Where edits of both are made; see `transaction`.
@@ -94,12 +95,12 @@ class Vm:
         self.blocker = AccelBlocker(self.big_lock)
         timeout_ms = options.get("inhibit_timeout_ms", 10_000)
         assert isinstance(timeout_ms, int)
-        self._inhibit_timeout = timeout_ms / 1000
+        self.inhibit_timeout = timeout_ms / 1000
         self.transactions = Transactions(
             self.big_lock,
             self.blocker,
             hold=str(options.get("hold", "inhibit")),
-            inhibit_timeout=self._inhibit_timeout,
+            inhibit_timeout=self.inhibit_timeout,
             before_commit=self.drain,
         )
         self.dirty_log = DirtySync(self.transactions)
@@ -238,7 +239,7 @@ class Vm:
             if self.closed:
                 return
             self.transactions.check_idle()
-            with self.blocker.inhibit(self._inhibit_timeout), ExitStack() as stack:  # all of it, whatever raises
+            with self.blocker.inhibit(self.inhibit_timeout), ExitStack() as stack:  # all of it, whatever raises
                 self.closed = True
                 # Whoever waits outside, or comes later, hears of it instead of calling into what is gone.
                 self.blocker.close()

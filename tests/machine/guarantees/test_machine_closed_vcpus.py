@@ -1,7 +1,7 @@
-"""A vCPU or a VM that is closed under a machine that runs: the run ends, with an error that says so.
+"""A vCPU or a VM that is closed while a thread runs it: it is brought out first, and the run ends with that error.
 
-That is a mistake of whoever embeds it. There is no hang, no other error, and above all no call into what is gone: its
-file descriptor may be somebody else's by then.
+There is no hang, no other error, and above all no call into what is gone: its file descriptor may be somebody else's by
+then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import pytest
 
 import accel
 from accel.address import PAGE_SIZE
-from accel.errors import BackendError, ClosedError
+from accel.errors import BackendError, ClosedError, InhibitTimeoutError
+from accel.exits import Interrupted, IoOut
 from accel.program import Load, Loop, Out
 
 PATIENCE = 20
@@ -59,9 +60,13 @@ class Stop:
             self._arrived.set()
             assert self.go.wait(PATIENCE)
 
+    def arm(self) -> None:
+        """Stop the thread when it comes here."""
+        self._armed = True
+
     def catch(self) -> None:
         """Return once the thread stands here."""
-        self._armed = True
+        self.arm()
         assert self._arrived.wait(PATIENCE)
 
 
@@ -94,6 +99,122 @@ def test_vcpu_that_is_closed_while_its_thread_is_outside_is_entered_no_more(
     with pytest.raises(ClosedError, match=f"{what} is closed"):
         run.wait(PATIENCE)
     assert True not in entered, "it went into what is gone"
+
+
+@pytest.fixture
+def spinning(machine, pace) -> Callable[..., tuple[accel.Machine, Callable[[], None]]]:
+    """Make machines whose vCPUs each tell once that they run, and then stay inside; and what waits until they do."""
+
+    def make(cpus: int = 1, **options: object) -> tuple[accel.Machine, Callable[[], None]]:
+        one = machine(Out(PORT, 0), Loop((Load(LOW),), None), cpus=cpus, **options)
+        one.memory.add(accel.MemoryRegion.ram("ram", PAGE_SIZE), at=LOW)
+        guest = pace(one)
+
+        def inside() -> None:
+            until(lambda: guest.count == cpus and all(vcpu.gate.busy for vcpu in one.vm.vcpus))
+
+        return one, inside
+
+    return make
+
+
+@pytest.mark.parametrize("what", ["vCPU 0", "the VM"])
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_vcpu_that_is_closed_while_it_is_in_the_guest_comes_out_and_ends_the_run(spinning, cpus, what) -> None:
+    one, inside = spinning(cpus)
+    run = one.start()
+    inside()
+    closed = one.vm.vcpus[0] if what == "vCPU 0" else one.vm
+    closed.close()
+    with pytest.raises(ClosedError, match=f"{what} is closed"):
+        run.wait(PATIENCE)
+    assert not any(vcpu.gate.busy for vcpu in one.vm.vcpus)
+    closed.close()
+    with pytest.raises(ClosedError):
+        one.vm.vcpus[0].run()
+
+
+def test_vcpu_that_is_closed_by_a_device_of_another_comes_out_and_ends_the_run(machine) -> None:
+    one = machine(Loop((Out(PORT, 0), *[Load(LOW)] * 1_000), None), cpus=2)
+    one.memory.add(accel.MemoryRegion.ram("ram", PAGE_SIZE), at=LOW)
+    closed: list[int] = []
+
+    def close(access) -> None:
+        other = next((vcpu for vcpu in one.vm.vcpus if vcpu.gate.busy), None)
+        if not closed and other is not None:
+            closed.append(other.index)
+            other.close()
+
+    one.port(PORT)(close)
+    with pytest.raises(ClosedError) as caught:
+        one.run(PATIENCE)
+    assert str(caught.value) == f"vCPU {closed[0]} is closed"
+
+
+def test_vcpu_that_is_closed_in_a_loop_of_ones_own_comes_out_and_the_others_go_on(spinning) -> None:
+    one, _ = spinning(2)
+    vcpus, seen, ends = one.vm.vcpus, ([], []), [None, None]
+
+    def loop(index: int) -> None:
+        try:
+            while True:
+                seen[index].append(vcpus[index].run())
+        except ClosedError as error:
+            ends[index] = str(error)
+
+    threads = [threading.Thread(target=loop, args=(index,), daemon=True) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    until(lambda: all(len(exits) == 1 and vcpu.gate.busy for exits, vcpu in zip(seen, vcpus, strict=True)))
+    vcpus[0].close()
+    threads[0].join(PATIENCE)
+    assert ends == ["vCPU 0 is closed", None]
+    assert [type(exit) for exit in seen[0]] == [IoOut, Interrupted]
+    until(lambda: vcpus[1].gate.busy)
+    with one.transaction("map"):
+        one.memory.add(accel.MemoryRegion.ram("more", PAGE_SIZE), at=HIGH)
+    vcpus[1].close()
+    threads[1].join(PATIENCE)
+    assert ends[1] == "vCPU 1 is closed"
+
+
+def test_vcpu_that_does_not_come_out_is_not_closed_and_may_be_later(spinning) -> None:
+    one, _ = spinning(inhibit_timeout_ms=50)
+    vcpu = one.vm.vcpus[0]
+    enter, inside, go = vcpu.backend.run, threading.Event(), threading.Event()
+
+    def run() -> int:
+        inside.set()
+        assert go.wait(PATIENCE)
+        return enter()
+
+    vcpu.backend.run = run
+    started = one.start()
+    assert inside.wait(PATIENCE)
+    with pytest.raises(InhibitTimeoutError, match="vCPU 0"):
+        vcpu.close()
+    assert not vcpu.closed
+    assert vcpu.gate in one.vm.blocker.gates
+    go.set()
+    one.vm.inhibit_timeout = PATIENCE
+    vcpu.close()
+    with pytest.raises(ClosedError, match="vCPU 0 is closed"):
+        started.wait(PATIENCE)
+
+
+def test_vcpu_that_is_closed_right_after_it_came_out_still_tells_why(machine, monkeypatch) -> None:
+    one = machine(Loop((Out(PORT, 7),), None))
+    vcpu = one.vm.vcpus[0]
+    stop = Stop(vcpu.gate, monkeypatch, "leave")
+    seen: list[object] = []
+    thread = threading.Thread(target=lambda: seen.append(vcpu.run()), daemon=True)
+    stop.arm()
+    thread.start()
+    stop.catch()
+    vcpu.close()
+    stop.go.set()
+    thread.join(PATIENCE)
+    assert [(type(exit), exit.data) for exit in seen] == [(IoOut, b"\x07")]
 
 
 @pytest.mark.kvm
