@@ -113,6 +113,8 @@ class Accelerator(ABC):
     priority: ClassVar[int] = 0
     #: The options it declares.
     options: ClassVar[tuple[Option, ...]] = ()
+    #: Whether its vCPUs run in this process and take turns (`accel.turns`), so that its runs can be repeated.
+    takes_turns: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Availability:

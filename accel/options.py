@@ -37,7 +37,7 @@ class Option:
         minimum: Least value of an ``int`` or ``size``.
         maximum: Greatest value of an ``int`` or ``size``.
         item: Makes of an item of a ``list`` what the owner wants to have; raises ValueError with what is wrong.
-        whole: A type of which a value stands for a whole ``list``, for those who give options from Python.
+        whole: Whether a value stands for a whole ``list`` as it is, for those who give options from Python.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Option:
     minimum: int | None = None
     maximum: int | None = None
     item: Callable[[object], object] = str
-    whole: type | None = None
+    whole: Callable[[object], bool] | None = None
 
     def parse(self, where: str, value: object) -> object:
         """Return `value`, given as text or as a TOML value, as this option's own type.
@@ -78,7 +78,7 @@ class Option:
         raise OptionError(where, self.name, value, "must be true or false")
 
     def _list(self, where: str, value: object) -> object:
-        if self.whole is not None and isinstance(value, self.whole):
+        if self.whole is not None and self.whole(value):
             return value
         items = value
         if isinstance(value, str):

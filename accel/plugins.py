@@ -8,16 +8,16 @@ register through the same hooks as anyone's.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
+from importlib import import_module, metadata
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 from attrs import define, field
 
-from accel import hookspecs
+from accel import hookspecs, turns
 from accel.backend import Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import NoAcceleratorError, PluginError, UsageError
 from accel.hookspecs import hookimpl
@@ -101,7 +101,7 @@ class PluginManager:
 
     def load_entry_points(self) -> None:
         """Load every plugin of the entry-point group that is not blocked."""
-        points = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        points = metadata.entry_points(group=hookspecs.PROJECT)
         for point in sorted(points, key=lambda one: (one.name, one.value)):
             dist = point.dist
             source = f"{dist.name} {dist.version}" if dist else "?"
@@ -117,7 +117,7 @@ class PluginManager:
             else:
                 info = PluginInfo(point.name, source)
                 try:
-                    self.register(point.load(), point.name, source)
+                    self.register(_load(point), point.name, source)
                 except PluginError as error:
                     info.error = error
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
@@ -205,6 +205,13 @@ class PluginManager:
         else:
             problem = f"{hook_name} failed: {type(error).__name__}: {error}"
             info.error = PluginError(plugin, info.distribution, problem)
+
+
+def _load(point: metadata.EntryPoint) -> object:
+    """Return what an entry point names."""
+    # Not by its own `load`: where modules are copied, the copy is wanted, which `import_module` gives here.
+    found: object = import_module(point.module)
+    return functools.reduce(getattr, filter(None, (point.attr or "").split(".")), found)
 
 
 @functools.cache
@@ -312,6 +319,9 @@ def open_accelerator(
         if executes is not None and executes not in accelerator.executes and not isinstance(accelerator, _Missing):
             can = " or ".join(sorted(accelerator.executes))
             reasons[accelerator.name] = f"executes {can}, and this needs {executes}"
+            continue
+        if turns.take is not None and not accelerator.takes_turns:
+            reasons[accelerator.name] = "cannot repeat a run, which a seed asks for"
             continue
         available = probe(accelerator)
         if available.ok:

@@ -7,8 +7,19 @@ from collections.abc import Callable
 from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
 from accel.hookspecs import hookimpl
 from accel.options import Option
-from accel_mock.faults import Faults, parse_fault
 from accel_mock.limits import CAPABILITIES, SLOT_COUNT, ZAPS
+
+
+def _fault(given: object) -> object:
+    from accel_mock.faults import parse_fault
+
+    return parse_fault(given)
+
+
+def _is_faults(value: object) -> bool:
+    from accel_mock.faults import Faults
+
+    return isinstance(value, Faults)
 
 
 class MockAccelerator(Accelerator):
@@ -17,6 +28,7 @@ class MockAccelerator(Accelerator):
     name = "mock"
     summary = "in-process model of an accelerator: runs guest programs anywhere, no hardware needed"
     executes = frozenset({"program"})
+    takes_turns = True
     options = (
         *MEMORY_OPTIONS,
         Option(
@@ -41,8 +53,8 @@ class MockAccelerator(Accelerator):
             "list",
             "none",
             "calls that fail and vCPUs that come out late, such as create@2=ENOMEM or vcpu0@1=stuck",
-            item=parse_fault,
-            whole=Faults,
+            item=_fault,
+            whole=_is_faults,
         ),
     )
 

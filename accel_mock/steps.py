@@ -45,6 +45,23 @@ def compile_program(program: GuestProgram, vcpu: MockVcpu) -> list[Step]:
     return steps
 
 
+def in_turns(steps: Iterable[Step], take: Callable[[int], int]) -> list[Step]:
+    """Return `steps` that take turns with other threads; see `accel.turns`."""
+    granted = left = take(0)
+
+    def turn(step: Step) -> Step:
+        def counted() -> int:
+            nonlocal granted, left
+            if not left:
+                granted = left = take(granted)
+            left -= 1
+            return step()
+
+        return counted
+
+    return [turn(step) for step in steps]
+
+
 def _compile(ops: Iterable[Op], depth: int, steps: list[Step], vcpu: MockVcpu) -> None:
     for op in ops:
         place = len(steps)

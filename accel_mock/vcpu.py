@@ -15,6 +15,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 
+from accel import turns
 from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel.program import GuestProgram
@@ -86,9 +87,10 @@ class MockVcpu(VcpuBackend):
 
     def load_program(self, program: GuestProgram) -> None:
         """Start `program` at its first operation, with no errors and nothing left to complete."""
-        from accel_mock.steps import compile_program
+        from accel_mock.steps import compile_program, in_turns
 
-        self._steps = compile_program(program, self)
+        steps = compile_program(program, self)
+        self._steps = steps if turns.take is None else in_turns(steps, turns.take)
         self._place = 0
         self._access = None
         self.errors = 0

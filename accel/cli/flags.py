@@ -58,6 +58,7 @@ class Flags:
     options: Mapping[str, Mapping[str, str]] = {}
     input_name: str | None = None
     timeout: float | None = None
+    seed: int | None = None
     as_json: bool = False
     quiet: bool = False
     guest_status: bool = False

@@ -112,6 +112,13 @@ def _backings(context: click.Context, parameter: click.Parameter, values: tuple[
 )
 @click.option("--input", "input_name", metavar="FILE", help="Feed FILE to the serial line; - is standard input.")
 @click.option("--timeout", type=float, metavar="SECONDS", callback=_seconds, help="Stop the guest after so long.")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Repeat exactly: threads take turns drawn from N, on a virtual clock. Only on accelerators that can, such as "
+    "mock.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; the console's text is inside.")
 @click.option("-q", "--quiet", is_flag=True, help="No report if the run went well.")
 @click.option("--guest-status", is_flag=True, help="Exit with the guest's status if nothing else went wrong.")
@@ -130,5 +137,9 @@ def command(**flags: Any) -> int:
     from accel.cli.runner import run_and_report
 
     given = Flags(**flags)
+    if given.seed is not None:
+        from accel.cli.repeat import run_with_seed
+
+        return run_with_seed(given, given.seed)
     workload: Workload = build_workload(given)
     return run_and_report(workload, given)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
@@ -40,7 +40,7 @@ def _run(session: Session, workload: Workload, flags: Flags) -> Report:
     if flags.reads_stdin:
         return _run_with_input(session, lambda chunks: chunks)
     has_input = workload.run.input is not None or workload.run.input_file is not None
-    if has_input or flags.as_json or session.line is None:
+    if has_input or flags.as_json or flags.seed is not None or session.line is None:
         return session.run()
     from accel.cli import terminal
 
@@ -64,7 +64,17 @@ def _sink(flags: Flags) -> BinaryIO | None:
     if flags.as_json or sys.stdout is None:
         return None
     sys.stdout.flush()
+    if flags.seed is not None:
+        return cast(BinaryIO, _Patient(sys.stdout.buffer))
     return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+
+class _Patient:
+    """A sink that takes all it is given, however long that takes: when it takes how much is no part of the run."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self.write = sink.write
+        self.flush = sink.flush
 
 
 @contextmanager

@@ -94,6 +94,7 @@ LAYERS = [
     "accel.wakeup",
     "accel.options",
     "accel.address",
+    "accel.turns",
     "accel.errors",
 ]
 
@@ -127,6 +128,7 @@ PUBLIC = (
     "accel.options",
     "accel.program",
     "accel.read_locks",
+    "accel.turns",
 )
 
 #: What their scenarios for the explorer may use beyond: the explorer, and what is explored together with them.

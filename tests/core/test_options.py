@@ -12,7 +12,14 @@ ROOM = Option("room", "size", 1 << 20, "how much", minimum=4096, maximum=1 << 30
 FLAG = Option("flag", "bool", False, "whether")
 NAME = Option("name", "str", "x", "which")
 PLAN = Option("plan", "choice", "least", "how", choices=("least", "replace"))
-NUMBERS = Option("numbers", "list", "none", "which ones", item=lambda one: int(str(one)), whole=frozenset)
+NUMBERS = Option(
+    "numbers",
+    "list",
+    "none",
+    "which ones",
+    item=lambda one: int(str(one)),
+    whole=lambda one: isinstance(one, frozenset),
+)
 ALL = (COUNT, ROOM, FLAG, NAME, PLAN)
 
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from importlib.abc import InspectLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -52,18 +53,24 @@ class World:
         instrumented: The modules whose accesses are visible, as names or beginnings of names.
         patches: Changes of their source.
         copied: Further packages to copy, for scenarios that live elsewhere.
+        shared: Further modules of copied packages that are shared all the same.
 
     Raises:
         UsageError: A patch's text does not stand in its module exactly once.
     """
 
     def __init__(
-        self, instrumented: Collection[str], patches: Collection[Patch] = (), copied: Collection[str] = ()
+        self,
+        instrumented: Collection[str],
+        patches: Collection[Patch] = (),
+        copied: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> None:
         self.runtime = Runtime()
         self._instrumented = tuple(instrumented)
         self._patches = tuple(patches)
         self._copied = (*COPIED, *copied)
+        self._shared = (*SHARED, *shared)
         self._modules: dict[str, ModuleType] = {}
         self._stand_ins: Mapping[str, ModuleType] = modules(self.runtime)
         self.runtime.local_type = self._stand_ins["threading"].local
@@ -74,6 +81,10 @@ class World:
         self._stand_ins = {**self._stand_ins, "importlib": stand_in}
         self._builtins = {**vars(builtins), "__import__": self._import}
         self._quiet = quiet(self._stand_ins["threading"])
+
+    def stand_in(self, name: str) -> ModuleType:
+        """Return what stands in for `threading` or `time`."""
+        return self._stand_ins[name]
 
     def load(self, name: str) -> ModuleType:
         """Return the copy of a module, made at the first time."""
@@ -109,7 +120,7 @@ class World:
         return module
 
     def _is_copied(self, name: str) -> bool:
-        return _begins(name, self._copied) and not _begins(name, SHARED)
+        return _begins(name, self._copied) and not _begins(name, self._shared)
 
     def _import_module(self, name: str, package: str | None = None) -> ModuleType:
         name = importlib.util.resolve_name(name, package)
@@ -155,6 +166,11 @@ def _begins(name: str, beginnings: Collection[str]) -> bool:
 
 @lru_cache(maxsize=1024)
 def _compiled(name: str, path: str, visible: bool, patches: tuple[tuple[str, str], ...]) -> CodeType:
+    if not visible and not patches:
+        loader = getattr(importlib.util.find_spec(name), "loader", None)
+        code: CodeType | None = loader.get_code(name) if isinstance(loader, InspectLoader) else None
+        if code is not None:
+            return code
     source = Path(path).read_text()
     for old, new in patches:
         if source.count(old) != 1:
