@@ -168,7 +168,8 @@ class Engine:
         self.current: Task | None = None
         self.signature = 0
         self.steps = 0
-        self.now = 1000.0
+        # So that the sum of a few time-outs is exact: one that is over by a rounding error would be waited for again.
+        self.now = 0.0
         self.aborting = False
         self.violation: Violation | None = None
         self.found: set[str] = set()
