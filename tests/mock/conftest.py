@@ -17,8 +17,8 @@ from accel.memory.region import MemoryRegion
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Op
 from accel.vm import OpenAccelerator, Vcpu, Vm
-from accel_mock.plugin import MockAccelerator
 from accel_mock.kvm.memslots import MemSlots
+from accel_mock.plugin import MockAccelerator
 from accel_mock.vcpu import MockVcpu
 from accel_mock.vm import MockVm
 

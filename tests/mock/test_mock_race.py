@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from accel.address import AddressRange
 from accel.devices.port_handler import PortAccess
+from accel.exits import ExitKind
 from accel.machine import Machine
 from accel.memory.ram_block import RamBlock
 from accel.memory.region import MemoryRegion
@@ -17,6 +19,7 @@ from accel.result import Outcome, RunResult
 from accel.testing.programs import touch
 from accel_mock.coalesced import MockCoalescedRing
 from accel_mock.kvm.memslots import MemSlots
+from accel_mock.kvm.running import Running
 from accel_mock.vcpu import MockVcpu
 
 AT = 0x1000_0000
@@ -161,23 +164,60 @@ def test_mock_race_handlers_that_remap_memory_beside_other_transactions_do_not_d
     assert (result.outcome, result.spurious_faults) == (Outcome.STOPPED, 0)
 
 
-def test_mock_race_slot_latency_leaves_vcpus_in_the_gap() -> None:
-    """While one slot call takes its time, a vCPU exits again and again; without latency there is no such time."""
+def test_mock_race_slot_latency_leaves_vcpus_in_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one slot call takes its time, a vCPU exits again and again."""
     block = RamBlock("block", 0x1000)
     slot = Slot(0, 0x1000, block.address, False, block)
-    memslots = MemSlots(1, threading.Lock(), latency=0.5)
-    vcpu = MockVcpu(memslots, MockCoalescedRing())
+    running = Running()
+    memslots = MemSlots(1, running, latency=0.5)
+    vcpu = MockVcpu(memslots, running, threading.Lock(), MockCoalescedRing())
     vcpu.load_program(GuestProgram((Loop((Load(0),), None),)))
     exits: list[int] = []
+    enough, slept = threading.Event(), []
 
     def main() -> None:
-        while len(exits) < 20_000:
-            exits.append(vcpu.run())
+        while vcpu.run() == ExitKind.MMIO:
+            exits.append(vcpu.record[0])
+            if len(exits) >= 20_000:
+                enough.set()
 
-    memslots.create(0, slot)
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is thread:
+            return
+        slept.append(seconds)
+        assert enough.wait(60), "the vCPU waits for the slot call"
+
     thread = threading.Thread(target=main)
+    memslots.create(0, slot)
+    monkeypatch.setattr(time, "sleep", sleep)
     thread.start()
     memslots.delete(0, slot)
-    seen = len(exits)
-    thread.join()
-    assert seen == 20_000
+    vcpu.kick(0)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert slept == [0.5]
+    assert set(exits) == {0}
+
+
+@pytest.mark.parametrize("hold", ["kick-all", "region-list"])
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_mock_race_replacement_that_the_accelerator_protects_never_shows_the_gap(hold: str, cpus: int) -> None:
+    """Reads, writes, and loads across the border of two pages, which KVM's emulator makes."""
+    crossing = Load(AT + 0x1FFC, 8)
+    with Race(hold, cpus, Loop((*ENDLESS.body, crossing, Add(AT + 0x3000, 1, 8)), None)) as race:
+        for _ in range(50):
+            race.replace()
+        result = race.result()
+    assert (result.outcome, result.spurious_faults) == (Outcome.STOPPED, 0)
+    assert result.exits.get("mmio", 0) == 0
+    assert result.memory["inhibits"] == 0, "the blocker has nothing to do"
+
+
+@pytest.mark.parametrize("hold", ["kick-all", "region-list"])
+def test_mock_race_counting_under_a_hold_of_the_accelerator_loses_nothing(hold: str) -> None:
+    with Race(hold, 2, Loop((Add(AT + 8, 1, 8),), 50_000)) as race:
+        while not race.run.done:
+            race.replace()
+        result = race.result()
+        count = int.from_bytes(race.extra.read(8, 8), "little")
+    assert (result.outcome, count) == (Outcome.HALTED, 100_000)

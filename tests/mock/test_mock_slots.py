@@ -1,4 +1,4 @@
-"""The mock's slots: their rules and logs, the table's lookup, and that a slot call waits for running vCPUs."""
+"""The mock's slots: their rules and logs, where a guest finds its bytes, and the waits of a slot call for vCPUs."""
 
 import errno
 import threading
@@ -16,8 +16,10 @@ from accel.memory.ram_block import RamBlock
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load, Loop, Out
 from accel_mock.coalesced import MockCoalescedRing
-from accel_mock.kvm.page_log import PageLog
 from accel_mock.kvm.memslots import MemSlots
+from accel_mock.kvm.mmu import Fault
+from accel_mock.kvm.page_log import PageLog
+from accel_mock.kvm.running import Running
 from accel_mock.vcpu import MockVcpu
 
 PAGE = 0x1000
@@ -29,12 +31,19 @@ def _slot(gpa: int, pages: int = 1, *, at: int = 0, readonly: bool = False) -> S
     return Slot(gpa, pages * PAGE, BLOCK.address + at * PAGE, readonly, BLOCK)
 
 
-def _memslots(count: int) -> MemSlots:
-    return MemSlots(count, threading.Lock())
+def _memslots(count: int, running: Running | None = None) -> MemSlots:
+    return MemSlots(count, Running() if running is None else running)
 
 
-def _vcpu(memslots: MemSlots) -> MockVcpu:
-    return MockVcpu(memslots, MockCoalescedRing())
+def _vcpu(memslots: MemSlots, running: Running) -> MockVcpu:
+    return MockVcpu(memslots, running, threading.Lock(), MockCoalescedRing())
+
+
+def _place(memslots: MemSlots, address: int, *, write: bool = False) -> tuple[memoryview, int] | None:
+    """Return where a guest finds the byte at an address; None where it comes out."""
+    found = memslots.mmu.fault(address, write=write)
+    assert found is not Fault.RETRY
+    return None if isinstance(found, Fault) else found
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,8 @@ def test_mock_slots_table_agrees_with_a_page_by_page_model(
 ) -> None:
     """Random calls against a dict of pages; the slot's number is its first page."""
     memslots = _memslots(16)
+    for page in range(20):
+        BLOCK.view[page * PAGE + 0x123] = page
     pages: dict[int, tuple[int, bool]] = {}  # page → (slot number, readonly)
     for page, count, readonly, create in calls:
         span = range(page, page + count)
@@ -114,10 +125,13 @@ def test_mock_slots_table_agrees_with_a_page_by_page_model(
         table = memslots.table
         for one in range(20):
             address = one * PAGE + 0x123
-            for _ in range(2):  # the second time from the memo
-                found, writable = table.place_to_read(address), table.place_to_write(address)
+            for _ in range(2):  # the second time by the entry that the first made
+                found, writable = _place(memslots, address), _place(memslots, address, write=True)
                 assert (found is not None) == (one in pages)
                 assert (writable is not None) == (one in pages and not pages[one][1])
+                if found is not None:
+                    memory, offset = found
+                    assert memory[offset : offset + 1].tobytes() == bytes([one])
             numbers = {table_slot.number for table_slot in table.overlapping(AddressRange.sized(address, 1))}
             assert numbers == ({pages[one][0]} if one in pages else set())
 
@@ -126,58 +140,63 @@ def test_mock_slots_place_is_the_byte_of_the_block() -> None:
     memslots = _memslots(1)
     memslots.create(0, _slot(0x8000, 2, at=3))
     BLOCK.view[4 * PAGE + 5] = 0x77
-    memory, offset, _ = memslots.table.place_to_read(0x9005) or (b"", 0, None)
+    memory, offset = _place(memslots, 0x9005) or (b"", 0)
     assert memory[offset] == 0x77
 
 
 def test_mock_slots_hold_their_memory_until_they_are_cleared() -> None:
-    memslots = _memslots(1)
+    running = Running()
+    memslots = _memslots(1, running)
     block = RamBlock("short", PAGE)
     memslots.create(0, Slot(0, PAGE, block.address, False, block))
-    vcpu = _vcpu(memslots)
+    vcpu = _vcpu(memslots, running)
     vcpu.load_program(GuestProgram((Load(0),)))
     assert vcpu.run() == ExitKind.HALT
     mapping = block._map
     block.close()
     assert not mapping.closed
     memslots.clear()
+    # Its TLB has a translation until it hears of the flush, which is at its next entry or its end.
+    vcpu.close()
     block.close()
     assert mapping.closed
 
 
 def test_mock_slots_call_returns_when_running_vcpus_have_the_new_table() -> None:
-    """Each deletion shows as at least one exit, and nothing reads a slot once its delete has returned."""
-    memslots = _memslots(1)
+    """Each deletion shows as at least one exit, and no TLB has a slot once its delete has returned."""
+    running = Running()
+    memslots = _memslots(1, running)
     memslots.create(0, _slot(0))
-    vcpu = _vcpu(memslots)
+    vcpu = _vcpu(memslots, running)
     vcpu.load_program(GuestProgram((Out(0x80, 1), Loop((Load(0),) * 8, None))))
-    exits, running, stop = [], threading.Event(), threading.Event()
+    exits, started, stop = [], threading.Event(), threading.Event()
     used_deleted = []
 
     def main() -> None:
         while not stop.is_set():
             exits.append(vcpu.run())
-            running.set()
+            started.set()
 
     thread = threading.Thread(target=main)
     thread.start()
-    assert running.wait(20)
+    assert started.wait(20)
     try:
         for _ in range(20):
             memslots.delete(0, _slot(0))
-            used_deleted.append(vcpu.table.slots)
+            used_deleted.append(dict(vcpu.readable))
             memslots.create(0, _slot(0))
     finally:
         stop.set()
         vcpu.kick(0)
         thread.join()
-    assert used_deleted == [()] * 20
+    assert used_deleted == [{}] * 20
     assert exits.count(ExitKind.MMIO) >= 1
 
 
 def test_mock_slots_call_does_not_wait_for_a_vcpu_that_is_outside() -> None:
-    memslots = _memslots(1)
-    vcpu = _vcpu(memslots)
+    running = Running()
+    memslots = _memslots(1, running)
+    vcpu = _vcpu(memslots, running)
     vcpu.load_program(GuestProgram((Load(0),)))
     assert vcpu.run() == ExitKind.MMIO
     memslots.create(0, _slot(0))
@@ -213,17 +232,22 @@ def test_mock_slots_toggle_leaves_the_slot_where_it_is_and_begins_with_no_page(
     toggled: tuple[MemSlots, Slot, Slot],
 ) -> None:
     memslots, plain, logged = toggled
-    assert memslots.table.place_to_write(BASE + 5)[1:] == (5, None)
+    for page in range(9):  # writable before anybody logs
+        assert _place(memslots, BASE + page * PAGE + 5, write=True)
     for _ in range(2):
         memslots.toggle(0, logged)
-        _, offset, log = memslots.table.place_to_write(BASE + 8 * PAGE)
-        log.note(offset)
-        assert memslots.take_dirty(0, logged) == b"\0\1"
         assert memslots.take_dirty(0, logged) == b"\0\0"
-        log.note(offset)
+        for _ in range(2):
+            assert _place(memslots, BASE) == _place(memslots, BASE), "read only"
+            memory, offset = _place(memslots, BASE + 8 * PAGE + 5, write=True) or (b"", 0)
+            assert (len(memory), offset) == (9 * PAGE, 8 * PAGE + 5)
+            assert memslots.take_dirty(0, logged) == b"\0\1"
+            assert memslots.take_dirty(0, logged) == b"\0\0"
+        _place(memslots, BASE, write=True)
         assert [one.slot.log for one in memslots.table.slots] == [logged.log]
         memslots.toggle(0, plain)
-        assert memslots.table.place_to_write(BASE)[2] is None
+        assert [one.log for one in memslots.table.slots] == [None]
+        assert _place(memslots, BASE, write=True)
 
 
 @pytest.mark.parametrize("field", ["number", "gpa", "size", "hva", "readonly"])
