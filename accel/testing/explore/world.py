@@ -97,7 +97,7 @@ class World:
             if name in self._modules:
                 return self._modules[name]
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
+        if spec is None or (spec.origin is None and spec.submodule_search_locations is None):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         module = ModuleType(name)
         module.__file__ = spec.origin
@@ -111,7 +111,9 @@ class World:
         self._modules[name] = module
         patches = tuple((one.old, one.new) for one in self._patches if one.module == name)
         try:
-            exec(_compiled(name, spec.origin, visible, patches), module.__dict__)
+            # Without an origin it is a namespace, of which there is nothing to execute.
+            if spec.origin is not None:
+                exec(_compiled(name, spec.origin, visible, patches), module.__dict__)
         except BaseException:
             del self._modules[name]
             raise
