@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Generator, Iterable
+from typing import Protocol, runtime_checkable
 
 from accel.address import PAGE_SIZE
 from accel.exits import ExitKind, pack_io
@@ -29,18 +30,28 @@ from accel.program import (
 from accel_mock.vcpu import EXIT, MockVcpu, Step
 
 #: Little-endian, as the guest is; on little-endian hosts one copy of the whole item, so nobody sees half of it.
-_ITEM = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: struct.Struct("<Q")}
+ITEM = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: struct.Struct("<Q")}
 
 _IO = int(ExitKind.IO)
 _MMIO = int(ExitKind.MMIO)
 _HALT = int(ExitKind.HALT)
 
 
+@runtime_checkable
+class PlaysItself(Protocol):
+    """A program that makes its steps as it goes; see `accel_mock.python_guest`."""
+
+    def steps(self, vcpu: MockVcpu) -> list[Step]:
+        """Return the steps for `vcpu`."""
+
+
 def compile_program(program: GuestProgram, vcpu: MockVcpu) -> list[Step]:
     """Return the steps of `program` for `vcpu`; O(operations)."""
-    steps: list[Step] = []
     vcpu.counters = []
-    _compile(program.ops, 0, steps, vcpu)
+    if isinstance(program, PlaysItself):
+        return program.steps(vcpu)
+    steps: list[Step] = []
+    compile_ops(program.ops, 0, steps, vcpu)
     steps.append(_halt)
     return steps
 
@@ -62,14 +73,15 @@ def in_turns(steps: Iterable[Step], take: Callable[[int], int]) -> list[Step]:
     return [turn(step) for step in steps]
 
 
-def _compile(ops: Iterable[Op], depth: int, steps: list[Step], vcpu: MockVcpu) -> None:
+def compile_ops(ops: Iterable[Op], depth: int, steps: list[Step], vcpu: MockVcpu) -> None:
+    """Append the steps of `ops`, which stand in `depth` loops."""
     for op in ops:
         place = len(steps)
         match op:
             case Loop(body, count):
                 if count is not None:
                     steps.append(_loop_begin(vcpu, place, depth, count))
-                _compile(body, depth + 1, steps, vcpu)
+                compile_ops(body, depth + 1, steps, vcpu)
                 steps.append(_loop_end(vcpu, place, len(steps), depth, count))
             case Load():
                 steps.append(_load(vcpu, place, op))
@@ -123,11 +135,11 @@ def _loop_end(vcpu: MockVcpu, begin: int, place: int, depth: int, count: int | N
 
 def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
     address, size, expect, after = op.address, op.size, op.expect, place + 1
-    unpack, readable = _ITEM[size].unpack_from, vcpu.readable
-    parts = _parts(address, size)
+    unpack, readable = ITEM[size].unpack_from, vcpu.readable
+    parts = parts_of(address, size)
 
     def access() -> Generator[int, None, None]:
-        value = yield from _read(vcpu, parts)
+        value = yield from read_parts(vcpu, parts)
         if expect is not None and value != expect:
             vcpu.errors += 1
 
@@ -145,8 +157,8 @@ def _load(vcpu: MockVcpu, place: int, op: Load) -> Step:
 
 def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
     address, value, size, bus, after = op.address, op.value, op.size, vcpu.bus, place + 1
-    pack, writable = _ITEM[size].pack_into, vcpu.writable
-    parts = _parts(address, size)
+    pack, writable = ITEM[size].pack_into, vcpu.writable
+    parts = parts_of(address, size)
 
     def step() -> int:
         found = writable.get(address) or vcpu.find_to_write(address)
@@ -162,13 +174,13 @@ def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
 
 def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
     address, value, size, bus, after = op.address, op.value, op.size, vcpu.bus, place + 1
-    pack, unpack, mask = _ITEM[size].pack_into, _ITEM[size].unpack_from, (1 << 8 * size) - 1
+    pack, unpack, mask = ITEM[size].pack_into, ITEM[size].unpack_from, (1 << 8 * size) - 1
     writable = vcpu.writable
-    parts = _parts(address, size)
+    parts = parts_of(address, size)
 
     def access() -> Generator[int, None, None]:
         # As KVM's emulator does it: a read and a write, and nothing that joins them.
-        old = yield from _read(vcpu, parts)
+        old = yield from read_parts(vcpu, parts)
         yield from _write(vcpu, parts, old + value)
 
     def step() -> int:
@@ -202,13 +214,14 @@ def _fetch(vcpu: MockVcpu, place: int, op: Fetch) -> Step:
     return step
 
 
-def _parts(address: int, size: int) -> list[tuple[int, int]]:
+def parts_of(address: int, size: int) -> list[tuple[int, int]]:
     """Return `(address, size)` of the part in each page."""
     first = min(size, PAGE_SIZE - address % PAGE_SIZE)
     return [(address, first)] if first == size else [(address, first), (address + first, size - first)]
 
 
-def _read(vcpu: MockVcpu, parts: list[tuple[int, int]]) -> Generator[int, None, int]:
+def read_parts(vcpu: MockVcpu, parts: list[tuple[int, int]]) -> Generator[int, None, int]:
+    """Read the parts of an item, each from memory or by an exit; return the item."""
     value = shift = 0
     for address, size in parts:
         data = vcpu.read_through_slots(address, size)
