@@ -85,6 +85,9 @@ class MockVm(VmBackend):
 
     def kick_all(self, timeout: float) -> None:
         """Bring all vCPUs out and keep them out; see `VmBackend.kick_all`. One that wants to run waits inside."""
+        error = self._faults.errno_of("kick-all")
+        if error:
+            raise BackendError("mock kick-all call", error)
         started = time.monotonic()
         inside = self._running.kick_all(timeout)
         if inside:

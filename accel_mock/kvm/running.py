@@ -53,7 +53,7 @@ class Running:
         self._worked: dict[RunningVcpu, int] = {}
         # vCPUs outside: up to which request their TLB is right; and those that were sent back since all were kicked.
         self._left: dict[RunningVcpu, int] = {}
-        self._sent_back: set[RunningVcpu] = set()
+        self._sent_back: dict[RunningVcpu, None] = {}
         # How many threads wait here.
         self._waiting = 0
 
@@ -87,7 +87,7 @@ class Running:
         """Let vCPUs run again."""
         with self._changed:
             self.stopped = False
-            sent_back, self._sent_back = self._sent_back, set()
+            sent_back, self._sent_back = self._sent_back, {}
         for vcpu in sent_back:
             vcpu.wake()
 
@@ -118,7 +118,7 @@ class Running:
         """Begin to run; return False if all are kicked, and it is sent back."""
         with self._changed:
             if self.stopped:
-                self._sent_back.add(vcpu)
+                self._sent_back[vcpu] = None
                 return False
             if self._left.pop(vcpu, -1) < self._requests:
                 vcpu.drop_tlb()
@@ -153,7 +153,7 @@ class Running:
         """Note that a vCPU, which is outside, will never run again."""
         with self._changed:
             self._left.pop(vcpu, None)
-            self._sent_back.discard(vcpu)
+            self._sent_back.pop(vcpu, None)
 
     def _tell(self) -> None:
         if self._waiting:

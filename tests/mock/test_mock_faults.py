@@ -244,6 +244,39 @@ def test_fault_in_the_creation_of_a_vcpu_creates_no_machine() -> None:
         check_usable(made)
 
 
+def test_fault_in_a_list_of_slots_leaves_the_map_before() -> None:
+    with machine("list@2=ENOMEM", hold="region-list", plan="replace") as made:
+        with pytest.raises(BackendError, match="mock slot list failed: ENOMEM"):
+            made.ram.set_readonly(True)
+        assert not made.ram.readonly
+        check_usable(made)
+
+
+def test_fault_in_kicking_all_leaves_the_map_before() -> None:
+    with machine("kick-all=EBUSY", hold="kick-all") as made:
+        with pytest.raises(BackendError, match="mock kick-all call failed: EBUSY"), made.transaction(atomic="map"):
+            add(made)
+        assert len(made.memory.view) == 1
+        with made.transaction(atomic="map"):
+            add(made)
+        check_usable(made)
+
+
+def test_stuck_vcpu_is_named_by_kick_all_too() -> None:
+    faults = Faults("vcpu0=stuck")
+    with machine(faults, hold="kick-all", inhibit_timeout_ms=50) as made:
+        made.load(SPIN)
+        run = made.start()
+        wait_until_inside(made)
+        with pytest.raises(InhibitTimeoutError, match="vCPU 0 in run"), made.transaction(atomic="map"):
+            add(made)
+        faults.clear()
+        with made.transaction(atomic="map"):
+            add(made)
+        made.stop()
+        assert run.wait().outcome is Outcome.STOPPED
+
+
 # vCPUs
 
 
