@@ -46,6 +46,14 @@ def accel_register_commands(cli: click.Group) -> None:
 
 
 @hookspec
+def accel_register_scenarios(register: Callable[[str], None]) -> None:
+    """Call `register` with the name of each package or module that has scenarios for the explorer.
+
+    It is imported when somebody explores, all modules of a package.
+    """
+
+
+@hookspec
 def accel_memory_listeners(machine: Machine) -> Iterable[MemoryListener]:  # type: ignore[empty-body]
     """Return listeners for the memory space of a machine that was just created."""
 

@@ -53,3 +53,9 @@ class KvmAccelerator(Accelerator):
 def accel_register_accelerators(register: Callable[[Accelerator], None]) -> None:
     """Register ``kvm``."""
     register(KvmAccelerator())
+
+
+@hookimpl
+def accel_register_scenarios(register: Callable[[str], None]) -> None:
+    """Register the scenarios of this plugin's own code."""
+    register("accel_kvm.scenarios")

@@ -73,3 +73,9 @@ class MockAccelerator(Accelerator):
 def accel_register_accelerators(register: Callable[[Accelerator], None]) -> None:
     """Register ``mock``."""
     register(MockAccelerator())
+
+
+@hookimpl
+def accel_register_scenarios(register: Callable[[str], None]) -> None:
+    """Register the scenarios of this plugin's own code."""
+    register("accel_mock.scenarios")

@@ -103,7 +103,7 @@ def test_group_has_the_commands_of_plugins(manager: PluginManager) -> None:
     manager.register(plugin(lambda cli: cli.add_command(command)), "third-party")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "extra"]
+    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "explore", "locks", "extra"]
     assert group.get_command(context, "extra") is command
 
 
@@ -124,7 +124,7 @@ def test_group_plugin_cannot_replace_a_command_of_its_own(manager: PluginManager
     manager.register(plugin(lambda cli: cli.add_command(click.Command("run"))), "third-party")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress"]
+    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "explore", "locks"]
     assert group.get_command(context, "run") is not group.commands["run"]
 
 
