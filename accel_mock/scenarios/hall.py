@@ -109,12 +109,14 @@ class Guest:
         vcpu: The vCPU.
         seen: What it found at each address so far: the byte, or `HOLE`.
         found: Called with each look that found memory or a hole: the address and the byte, before the next one.
+        spins: Whether the guest is to look again where it found memory.
     """
 
     def __init__(self, hall: Hall, vcpu: MockVcpu, addresses: Sequence[int], write: bool) -> None:
         self.vcpu = vcpu
         self.seen: list[int] = []
         self.found: Callable[[int, int], None] = lambda address, byte: None
+        self.spins: Callable[[], bool] = lambda: False
         self._hall = hall
         vcpu._steps = [*(self._look(place, address, write) for place, address in enumerate(addresses)), _halt]
 
@@ -139,7 +141,7 @@ class Guest:
             memory, offset = where
             require(address not in hall.released, f"the guest uses memory at {address:#x} that is freed")
             self._note(address, memory[offset])
-            return place + 1
+            return place if self.spins() else place + 1
 
         return step
 
