@@ -83,7 +83,7 @@ def test_explore_mock_slots_mistake_is_found_and_repeats(name: str) -> None:
     assert found is not None, "nothing was found"
     assert found.violation.kind == scenario.wrong
     assert WRONG[name] in str(found.violation)
-    table = step_table(scenario.explorer(), schedule_text(found.schedule))
+    table = step_table(explorer, schedule_text(found.schedule))
     assert not table.off
     assert table.outcome.startswith(scenario.wrong)
 
