@@ -77,12 +77,12 @@ class EntryFails:
 
 @frozen
 class ComesOutLate:
-    """A vCPU that goes on in the guest after a kick.
+    """A vCPU that goes on in the guest after a kick, up to its next exit, and does not come out with that either.
 
     Attributes:
         vcpu: Which; None is each of them, counted by itself.
         seconds: For how long, from the kick on; None together with `operations` None is for ever.
-        operations: For how many operations of the guest.
+        operations: For how many operations of the guest; waiting at an exit counts as operations.
         at: In which entry, counted from 1.
         onward: Whether in all from then on.
     """
@@ -257,11 +257,6 @@ class Lateness:
         self._left = fault.operations
         self._seconds = fault.seconds
         self._until: float | None = None
-
-    @property
-    def for_ever(self) -> bool:
-        """Whether only `Faults.clear` ends it."""
-        return self._left is None and self._seconds is None
 
     def is_over(self) -> bool:
         """Return whether the vCPU comes out now; asked before each operation from the kick on."""

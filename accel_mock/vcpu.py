@@ -141,7 +141,7 @@ class MockVcpu(VcpuBackend):
         return ExitKind.INTERRUPTED
 
     def _stay(self, late: Lateness) -> int:
-        """Go on in the guest although there was a kick, for as long as a fault says; return the exit."""
+        """Go on in the guest after a kick, and at its next exit, for as long as a fault says; return the exit."""
         steps, exit_kind = self._steps, None
         while not late.is_over():
             if exit_kind is None:
@@ -150,8 +150,6 @@ class MockVcpu(VcpuBackend):
                     self._place = following
                 else:
                     exit_kind = EXIT - following
-                    if not late.for_ever:
-                        break
             if self.attention:
                 self.attention = False
                 self._running.has_worked(self, self._running.hear(self))

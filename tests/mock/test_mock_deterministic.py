@@ -19,6 +19,7 @@ from accel.errors import InhibitTimeoutError, MemorySlotError, NoAcceleratorErro
 from accel.program import ERRORS, Add, GuestProgram, In, Load, Loop, Out, Store
 from accel.testing.explore.engine import Violation
 from accel.testing.simulate import OPERATION_SECONDS, Simulation, simulate
+from accel_mock.plugin import MockAccelerator
 from accel_mock.steps import in_turns
 
 FAR = 0x1000_0000
@@ -46,7 +47,7 @@ def record_of(simulation: Simulation) -> dict[str, Any]:
         run = machine.start()
         for size in ("128K", "64K") * 4:
             more.resize(size)
-            simulation.time.sleep(simulation.random.random() * 1e-4)
+            simulation.time.sleep(5e-5)
         result = run.wait()
         return {
             "seen": seen,
@@ -81,6 +82,37 @@ def test_simulate_other_seeds_give_other_interleavings() -> None:
     runs = [simulate(record_of, seed) for seed in SEEDS]
     assert len({run.digest for run in runs}) == len(runs)
     assert len({tuple(what for what, _ in run.value["seen"]) for run in runs}) > len(runs) // 2
+
+
+def test_simulate_threads_that_only_take_a_lock_are_stopped_at_places_that_the_seed_says() -> None:
+    def run(simulation: Simulation) -> str:
+        lock, order = simulation.threading.Lock(), []
+
+        def work(name: str) -> None:
+            for _ in range(50):
+                with lock:
+                    order.append(name)
+
+        threads = [simulation.threading.Thread(target=work, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return "".join(order)
+
+    orders = [simulate(run, seed).value for seed in SEEDS]
+    assert orders == [simulate(run, seed).value for seed in SEEDS]
+    assert len(set(orders)) > len(orders) // 2
+    assert sum(order.count("ab") for order in orders) > 2 * len(orders), "they take turns in the middle"
+
+
+def test_simulate_loads_plugins_in_copies_too() -> None:
+    def run(simulation: Simulation) -> bool:
+        lib = simulation.load("accel.plugins")
+        mock = lib.plugin_manager().accelerators()["mock"]
+        return type(mock) is simulation.load("accel_mock.plugin").MockAccelerator is not MockAccelerator
+
+    assert simulate(run).value
 
 
 def race(hold: str) -> Callable[[Simulation], tuple[int, bytes]]:

@@ -25,12 +25,16 @@ from accel.errors import (
     OptionError,
     WorkloadError,
 )
+from accel.exits import Interrupted, IoOut
 from accel.memory.dirty import DirtyClient
 from accel.memory.region import MemoryRegion
-from accel.program import GuestProgram, Load, Loop, Out, Store
+from accel.program import GuestProgram, Load, Loop, Op, Out, Store
 from accel.result import Outcome
+from accel.testing.simulate import Simulation, simulate
+from accel.vcpu import Vcpu
 from accel.workload.parse import parse_file
 from accel_mock.faults import CallFails, ComesOutLate, EntryFails, Fault, Faults, parse_fault
+from accel_mock.python_guest import PythonGuest
 
 FAR = 0x1000_0000
 SPIN = GuestProgram([Loop([Load(0)], None)])
@@ -208,6 +212,17 @@ def test_fault_that_goes_on_takes_the_undoing_too_and_the_map_is_lost() -> None:
             made.load(SPIN)
 
 
+def test_faults_that_are_cleared_show_no_more() -> None:
+    faults = Faults("create@2+=EIO")
+    with machine(faults) as made:
+        for _ in range(2):
+            with pytest.raises(MemorySlotError):
+                add(made)
+        faults.clear()
+        add(made)
+        check_usable(made)
+
+
 def test_fault_in_a_dirty_log_call_is_raised_to_who_collects() -> None:
     with machine("take-dirty=EFAULT") as made:
         region = add(made)
@@ -316,16 +331,37 @@ def test_stuck_vcpu_makes_a_change_give_up_and_is_named_and_all_go_on() -> None:
 
 
 def test_stuck_vcpu_stays_at_an_exit_of_its_own_too() -> None:
-    faults = Faults("vcpu0=stuck")
-    with machine(faults, inhibit_timeout_ms=50) as made:
-        made.load(GuestProgram([Loop([Load(0)], 200_000), Out(0x80, 1)]))
-        run = made.start()
-        wait_until_inside(made)
-        with pytest.raises(InhibitTimeoutError), made.transaction(atomic="map"):
-            add(made)
-        assert not run.done
-        faults.clear()
-        assert run.wait(timeout=30).outcome is Outcome.HALTED
+    def run(simulation: Simulation) -> None:
+        exits: list[int] = []
+        leaves = False
+        faults = simulation.load("accel_mock.faults").Faults("vcpu0=stuck")
+
+        def guest() -> Iterator[Op]:
+            while not leaves:
+                yield Load(0)
+            yield Out(0x80, 1)
+
+        with simulation.accel.Machine.create("mock", memory="1M", options={"mock": {"faults": faults}}) as made:
+            made.port(0x80)(lambda access: exits.append(1))
+            made.load(PythonGuest(guest))
+            made.start()
+            simulation.time.sleep(0.01)
+            made.vm.vcpus[0].kick()
+            leaves = True
+            simulation.time.sleep(1)
+            assert not exits
+            faults.clear()
+            simulation.time.sleep(1)
+            assert exits == [1]
+
+    simulate(run)
+
+
+def test_late_vcpu_comes_out_with_an_exit_of_its_own_and_the_kick_is_for_the_next_entry(vcpu: Vcpu) -> None:
+    vcpu.backend._faults = Faults("vcpu0=late:50ops").of_vcpu(0)
+    vcpu.load_program(GuestProgram([Load(0), Load(0), Out(0x80, 1), Out(0x80, 2)]))
+    vcpu.kick()
+    assert [vcpu.run() for _ in range(3)] == [IoOut(0x80, 1, 1, b"\1"), Interrupted(), IoOut(0x80, 1, 1, b"\2")]
 
 
 @pytest.mark.parametrize("late", ["late:30ms", "late:500ops"])
