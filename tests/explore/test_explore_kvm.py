@@ -31,6 +31,7 @@ def _holds(one: Scenario, bound: int, capsys) -> None:
     assert explored.exhaustive
 
 
+@pytest.mark.timeout(600)  # seconds each on a quiet machine
 @pytest.mark.parametrize("name", RIGHT)
 def test_explore_kvm_scenario_holds_up_to_its_bound(name: str, capsys) -> None:
     _holds(SCENARIOS[name], SCENARIOS[name].bound, capsys)
@@ -61,6 +62,7 @@ def test_explore_kvm_scenario_that_shows_a_mistake_is_found_and_replays(name: st
     assert (table.off, table.outcome) == ("", f"{one.wrong}: {explored.found.violation}")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_explore_kvm_mutant_is_found_within_the_bound_and_replays(mutant: Mutant) -> None:
     one = SCENARIOS[mutant.scenario]
