@@ -54,7 +54,7 @@ class RwLock:
         self._read_mode = Mode.SHARED if fair else Mode.RECURSIVE
         self._checked = validation_enabled()
         # Guards what follows.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         # How often each thread reads, the thread that writes or 0, and who waits: true for writers.
         self._readers: dict[int, int] = {}
         self._writer = 0
@@ -186,7 +186,7 @@ class SrcuDomain:
         self.lock_class = lock_class
         self._checked = validation_enabled()
         # Guards what follows.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         # Each `synchronize` begins an epoch; how many readers began in each that has any.
         self._epoch = 0
         self._readers: dict[int, int] = {}

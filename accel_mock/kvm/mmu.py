@@ -39,7 +39,6 @@ from accel_mock.kvm.spte import (
     NO_AD,
     PRESENT,
     WRITABLE,
-    Place,
     Spte,
     pfn_of,
     spte_word,
@@ -47,6 +46,7 @@ from accel_mock.kvm.spte import (
     was_accessed,
     was_written,
 )
+from accel_mock.kvm.spte import Place as Place
 from accel_mock.kvm.zap import FastInvalidate, ShadowPage, ZapStrategy
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ class Running:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         # Requests made so far; and of each vCPU inside, those that it has heard of, and since which it has worked.
         self._requests = 0
         self._heard: dict[RunningVcpu, int] = {}
