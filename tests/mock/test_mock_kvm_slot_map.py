@@ -32,9 +32,9 @@ def _check(table: SlotMap, expected: dict[int, MemSlot], pages: int) -> None:
     for number in expected:
         assert table.numbered(number) is expected[number]
     for page in range(pages):
-        address = page * PAGE_SIZE + 0x123
-        here = [one for one in ordered if one.slot.range.start <= address < one.slot.range.end]
-        assert table.find(address) is (here[0] if here else None)
+        for address in (page * PAGE_SIZE, page * PAGE_SIZE + 0xFFF):
+            here = [one for one in ordered if one.slot.range.start <= address < one.slot.range.end]
+            assert table.find(address) is (here[0] if here else None)
 
 
 @pytest.fixture(params=[2, 3, 256])
