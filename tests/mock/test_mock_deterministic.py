@@ -18,7 +18,8 @@ from accel import turns
 from accel.errors import InhibitTimeoutError, MemorySlotError, NoAcceleratorError
 from accel.program import ERRORS, Add, GuestProgram, In, Load, Loop, Out, Store
 from accel.testing.explore.engine import Violation
-from accel.testing.simulate import OPERATION_SECONDS, Simulation, simulate
+from accel.testing.simulate import Simulation, simulate
+from accel.testing.simulator import OPERATION_SECONDS
 from accel_mock.plugin import MockAccelerator
 from accel_mock.steps import in_turns
 
