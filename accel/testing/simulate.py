@@ -1,6 +1,6 @@
 """Runs a machine and everything around it so that it repeats exactly: one seed, one run, on a clock that is not real.
 
-Layer: `accel.testing`, above `simulator`, and `explore.world`, whose copies of modules with cooperative threads it uses.
+Layer: `accel.testing`, above `simulator` and `explore.world`, whose copies of modules with cooperative threads it uses.
 Where the explorer goes through schedules and makes every access visible, a simulation is one long run at full speed:
 who goes next, and how long, is drawn from a seed; threads change at waits, locks and every few operations of a guest.
 
