@@ -51,18 +51,11 @@ class IndirectPage:
             self.gptes[virtual] = gfn
             self._mmu.drop(self._entries[virtual])
 
-    def read(self, virtual: int) -> int | None:
-        """Return the guest page that a load finds behind a virtual page; None if nothing is there, in any slot."""
-        return self._access(virtual, write=False)
-
-    def write(self, virtual: int) -> int | None:
-        """Return the guest page that a store changes; None if nothing is there."""
-        return self._access(virtual, write=True)
-
-    def _access(self, virtual: int, *, write: bool) -> int | None:
-        while (found := self._walk(virtual, write=write)) is None:
-            if not self.fault(virtual, write=write):
-                return None
+    def access(self, virtual: int, *, write: bool) -> int | None:
+        """Return the guest page that an access uses; None after a page fault, for it to be tried again."""
+        found = self._walk(virtual, write=write)
+        if found is None:
+            self.fault(virtual, write=write)
         return found
 
     @atomically
@@ -74,17 +67,14 @@ class IndirectPage:
 
     # KVM
 
-    def fault(self, virtual: int, *, write: bool) -> bool:
-        """Handle a page fault; return whether to go on, False where no memory is."""
+    def fault(self, virtual: int, *, write: bool) -> None:
+        """Handle a page fault; nothing comes of it where no memory is, or where something changes meanwhile."""
         # The guest's table is walked once, and what it said may be old by the time it is used.
         gfn = self.gptes[virtual]
         with self._memslots.srcu.read():
             slot = self._memslots.table.find(gfn << _PAGE_SHIFT)
-            if slot is None or (write and slot.slot.readonly):
-                return False
-            if not slot.invalid:
+            if slot is not None and not slot.invalid and not (write and slot.slot.readonly):
                 self._fix(slot, gfn, virtual, write=write)
-        return True
 
     def _fix(self, slot: MemSlot, gfn: int, virtual: int, *, write: bool) -> None:
         mmu, spte = self._mmu, self._entries[virtual]

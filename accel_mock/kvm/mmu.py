@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from accel_mock.kvm.slot_map import MemSlot
 
 _PAGE_SHIFT = 12
+_BOTH = HOST_WRITABLE | MMU_WRITABLE
 #: Entries of a shadow page are 512: this is their number as a shift.
 _ENTRIES_SHIFT = 9
 
@@ -84,8 +85,9 @@ class ShadowMmu:
         generation: That of shadow pages made now; older ones are obsolete.
         waiting: Who wants the lock, so that a long holder can give way.
         strategy: As given; replaced only while nothing runs.
-        fast: As given.
+        fast: As given; the same.
         host: The host's pages.
+        no_ad: As given; replaced only while nothing runs.
         watched: Guest pages of which KVM has to see each write, since they are page tables that it shadows.
     """
 
@@ -107,7 +109,7 @@ class ShadowMmu:
         self.fast = FastPath() if fast is None else fast
         self.host = HostPages()
         self.watched: set[int] = set()
-        self._no_ad = no_ad
+        self.no_ad = no_ad
         self._memslots = memslots
         self._running = running
 
@@ -174,13 +176,12 @@ class ShadowMmu:
         `host_page` is what `HostPages.fault_in` said. Under the MMU lock.
         """
         pfn, host_writable = host_page
-        bits = PRESENT | (NO_AD if self._no_ad else ACCESSED | (DIRTY if write else 0))
-        if host_writable and not slot.slot.readonly:
-            bits |= HOST_WRITABLE
-            if gfn not in self.watched:
-                bits |= MMU_WRITABLE
-                if write or slot.log is None:
-                    bits |= WRITABLE
+        bits = PRESENT | (NO_AD if self.no_ad else ACCESSED | (DIRTY if write else 0))
+        if not slot.slot.readonly:
+            bits |= HOST_WRITABLE if host_writable else 0
+            bits |= MMU_WRITABLE if gfn not in self.watched else 0
+        if bits & _BOTH == _BOTH and (write or slot.log is None):
+            bits |= WRITABLE
         return spte_word(pfn, bits)
 
     def mark_dirty(self, slot: MemSlot, gfn: int) -> None:
