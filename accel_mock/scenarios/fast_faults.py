@@ -94,7 +94,7 @@ class FastFaultShared(Page):
     def __init__(self) -> None:
         super().__init__()
         self.mmu.fast.needs = self.needs
-        self.guest = User(self.hall, None, 1)
+        self.guest = self.user(None, 1)
 
     def threads(self) -> dict[str, Callable[[], object]]:
         return {"vCPU": self.guest.run, "host": self.share}

@@ -86,13 +86,17 @@ class Page:
         """Have an entry of the page be there before anybody runs."""
         require(isinstance(self.mmu.fault(LOW, write=write), tuple), "the page cannot be mapped")
 
+    def user(self, *values: int | None) -> User:
+        """Return a vCPU; see `User`."""
+        return User(self.hall, *values)
+
     def reader(self, count: int = 1) -> User:
         """Return a vCPU whose guest reads the page so many times and halts."""
-        return User(self.hall, *(None,) * count)
+        return self.user(*(None,) * count)
 
     def writer(self, *values: int) -> User:
         """Return a vCPU whose guest writes these bytes to the page, one after the other, and halts."""
-        return User(self.hall, *values)
+        return self.user(*values)
 
     def byte(self) -> int:
         """Return what is in the page now."""
