@@ -97,7 +97,7 @@ def test_kick_all_lets_nobody_in_that_comes_meanwhile_and_a_kick_frees_it(kicked
     kicked.vm.resume_all()
     with kicked.running(1):
         kicked.wait_for_more()
-        assert kicked.exits == [], "the kick was taken back"
+        assert len(kicked.exits) == 1, "the kick was taken back"
     assert kicked.count > 0
 
 
