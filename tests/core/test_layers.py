@@ -129,6 +129,7 @@ PUBLIC = (
     "accel.program",
     "accel.read_locks",
     "accel.turns",
+    "accel.wakeup",
 )
 
 #: What their scenarios for the explorer may use beyond: the explorer, and what is explored together with them.

@@ -49,8 +49,8 @@ class Scenario:
     def explorer(self, patches: Collection[Patch] = ()) -> Explorer:
         """Return an explorer of it, of sources with its patches and `patches`."""
         # An accelerator's scenarios are about its own modules too.
-        top = self.module.partition(".")[0]
-        world = World((*self.instrumented, self.module), (*self.patches, *patches), copied=(top,))
+        tops = {name.partition(".")[0] for name in (self.module, *self.instrumented)}
+        world = World((*self.instrumented, self.module), (*self.patches, *patches), copied=tops)
         kind: Callable[[], Run] = getattr(world.load(self.module), self.class_name)
         return Explorer(world, kind, limit=self.limit, timeouts=self.timeouts)
 
