@@ -107,4 +107,5 @@ def summary(explored: Exploration) -> str:
     if explored.found is None:
         return f"{text}: no violation"
     found = explored.found
-    return f"{text}: {found.violation.kind} after {found.preemptions} preemptions: {found.violation}"
+    after = "1 preemption" if found.preemptions == 1 else f"{found.preemptions} preemptions"
+    return f"{text}: {found.violation.kind} after {after}: {found.violation}"
