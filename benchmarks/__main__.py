@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import access, commits, console_byte, dirty, exit_round_trip, footprint, micro, split, startup
+from benchmarks import access, commits, console_byte, dirty, exit_round_trip, footprint, micro, model, split, startup
 from benchmarks.bench import Bench, Comparison
 from benchmarks.host import this_host
 from benchmarks.processes import Baselines, BenchmarkError
@@ -17,7 +17,7 @@ from benchmarks.report import print_comparisons, print_goals, write_json
 
 _BENCHMARKS = {
     module.NAME: module
-    for module in (exit_round_trip, console_byte, startup, micro, commits, access, footprint, dirty, split)
+    for module in (exit_round_trip, console_byte, startup, micro, commits, access, footprint, dirty, split, model)
 }
 
 

@@ -20,7 +20,7 @@ from accel.devices.debug_console import DebugConsole
 from accel.devices.debug_exit import DebugExit
 from accel.devices.serial import Serial
 from accel.locks import validation_enabled
-from benchmarks import guests, micro_jobs, turn_jobs
+from benchmarks import guests, micro_jobs, model_jobs, turn_jobs
 from benchmarks.resident import peak_kib
 
 _RUN_TIMEOUT = 200
@@ -95,7 +95,11 @@ def main() -> None:
     if job == "turns":
         turn_jobs.serve(*arguments)
         return
-    result = guest(*arguments) if job == "guest" else micro_jobs.run(job, int(arguments[0]))
+    if job == "guest":
+        result = guest(*arguments)
+    else:
+        jobs = model_jobs if job.startswith("model") else micro_jobs
+        result = jobs.run(job, int(arguments[0]))
     print(json.dumps({**result, "peak_kib": peak_kib()}))
 
 

@@ -86,14 +86,22 @@ def test_kick_all_keeps_the_guest_still_until_all_are_resumed(kicked: Kicked) ->
     assert kicked.exits == [ExitKind.INTERRUPTED] * 2
 
 
-def test_kick_all_lets_nobody_in_that_comes_meanwhile_and_a_kick_frees_it(kicked: Kicked) -> None:
+def test_kick_all_lets_nobody_in_that_comes_meanwhile_and_a_kick_frees_it(
+    kicked: Kicked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, tries = kicked.vm._running, list[object]()
+    enter = running.enter
+    monkeypatch.setattr(running, "enter", lambda vcpu: (tries.append(vcpu), enter(vcpu))[1])
     kicked.vm.kick_all(PATIENCE)
     with kicked.running(1):
-        while not kicked.vm._running._sent_back:
+        while not running._sent_back:
             pass
+        # Enough for who tries again and again to show it.
+        kicked.came_out.wait(0.05)
         kicked.vcpu.kick(0)
         assert kicked.came_out.wait(PATIENCE)
     assert (kicked.exits, kicked.count) == ([ExitKind.INTERRUPTED], 0)
+    assert len(tries) == 2, "it waits in between, and does not try again and again"
     kicked.vm.resume_all()
     with kicked.running(1):
         kicked.wait_for_more()
