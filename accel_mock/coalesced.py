@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from accel.address import AddressRange
 from accel.errors import BackendError
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
+from accel.memory.ioeventfd import IoEventFd
+from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update, UpdateInTurn
+from accel_mock.doorbells import DoorbellsUpdate, MockDoorbells
 from accel_mock.faults import Faults
 
 #: Places in the ring, as many as a page of KVM's entries holds; one less fit.
@@ -90,24 +92,28 @@ class _ZonesUpdate(Update):
 
 
 class MockIoListener(MemoryListener):
-    """Keeps the zones of one space. State is guarded by the big lock.
+    """Keeps the zones and the doorbells of one space. State is guarded by the big lock.
 
     Args:
         ring: The VM's.
+        doorbells: The VM's.
         is_port: Whether the space is the ports; otherwise the memory.
     """
 
     name = "mock-io"
     priority = PRIORITY_ACCEL
 
-    def __init__(self, ring: MockCoalescedRing, *, is_port: bool) -> None:
+    def __init__(self, ring: MockCoalescedRing, doorbells: MockDoorbells, *, is_port: bool) -> None:
         self._ring = ring
+        self._doorbells = doorbells
         self._is_port = is_port
         self._zones = ring.zones[is_port]
+        self._bells = doorbells.registered[is_port]
 
     def begin(self) -> None:
         """Start from what is in force."""
         self._zones = self._ring.zones[self._is_port]
+        self._bells = self._doorbells.registered[self._is_port]
 
     def coalesced_io_del(self, section: MemoryRegionSection, window: AddressRange) -> None:
         """Note a range whose writes are no longer queued."""
@@ -117,8 +123,19 @@ class MockIoListener(MemoryListener):
         """Note a range whose writes are queued from now on."""
         self._zones |= {window}
 
+    def eventfd_del(self, section: MemoryRegionSection, eventfd: IoEventFd) -> None:
+        """Note a doorbell that rings no longer."""
+        self._bells -= {eventfd}
+
+    def eventfd_add(self, section: MemoryRegionSection, eventfd: IoEventFd) -> None:
+        """Note a doorbell that rings from now on."""
+        self._bells |= {eventfd}
+
     def prepare(self) -> Update | None:
         """Return the change to make, if there is one."""
-        if self._zones == self._ring.zones[self._is_port]:
-            return None
-        return _ZonesUpdate(self._ring, self._is_port, self._zones)
+        zones = bells = None
+        if self._zones != self._ring.zones[self._is_port]:
+            zones = _ZonesUpdate(self._ring, self._is_port, self._zones)
+        if self._bells != self._doorbells.registered[self._is_port]:
+            bells = DoorbellsUpdate(self._doorbells, self._is_port, self._bells)
+        return UpdateInTurn(zones, bells) if zones and bells else zones or bells

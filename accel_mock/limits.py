@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from accel.backend import Capability
 
-#: Doorbells are not among them: such writes exit, and the core rings.
 CAPABILITIES = frozenset(
     {
         Capability.KICK_ALL_VCPUS,
@@ -13,6 +12,7 @@ CAPABILITIES = frozenset(
         Capability.DIRTY_LOG,
         Capability.COALESCED_PIO,
         Capability.COALESCED_MMIO,
+        Capability.IOEVENTFD,
     }
 )
 #: As many slots as KVM on x86 has.

@@ -15,6 +15,7 @@ from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_listener import SlotListener, SlotRules
 from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotPlan
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
+from accel_mock.doorbells import MockDoorbells
 from accel_mock.kvm.memslots import MemSlots, Region, slot_error
 
 
@@ -110,14 +111,23 @@ class MockMemoryListener(SlotListener, MockIoListener):
     Args:
         memslots: The VM's slots.
         ring: The VM's ring of coalesced writes.
+        doorbells: The VM's.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
         at_once: Whether all slots of a change are changed by one call.
     """
 
     name = "mock-memory"
 
-    def __init__(self, memslots: MemSlots, ring: MockCoalescedRing, policy: Policy, *, at_once: bool = False) -> None:
-        MockIoListener.__init__(self, ring, is_port=False)
+    def __init__(
+        self,
+        memslots: MemSlots,
+        ring: MockCoalescedRing,
+        doorbells: MockDoorbells,
+        policy: Policy,
+        *,
+        at_once: bool = False,
+    ) -> None:
+        MockIoListener.__init__(self, ring, doorbells, is_port=False)
         slots = MockSlots(memslots)
         change = slots.change if at_once else None
         SlotListener.__init__(self, slots, SlotRules(owner="the mock"), policy, at_once=change)

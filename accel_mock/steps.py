@@ -241,7 +241,7 @@ def _write(vcpu: MockVcpu, parts: list[tuple[int, int]], value: int) -> Generato
         part = value & (1 << 8 * size) - 1
         value >>= 8 * size
         data = part.to_bytes(size, "little")
-        if not vcpu.write_through_slots(address, data) and not vcpu.ring.push(address, data, is_port=False):
+        if not vcpu.write_through_slots(address, data) and not vcpu.is_answered(address, data, is_port=False):
             vcpu.record[0], vcpu.record[1], vcpu.record[2] = address, part, size | 1 << 32
             yield _MMIO
 
@@ -279,7 +279,7 @@ def _out(vcpu: MockVcpu, place: int, op: Out) -> Step:
 
     def access() -> Generator[int, None, None]:
         written = data()
-        if not vcpu.ring.push(port, written, is_port=True):
+        if not vcpu.is_answered(port, written, is_port=True):
             vcpu.record[0] = word
             vcpu.io_data[:size] = written
             yield _IO

@@ -21,6 +21,7 @@ from accel.exits import ExitKind
 from accel.program import GuestProgram
 from accel.wakeup import Wakeup
 from accel_mock.coalesced import MockCoalescedRing
+from accel_mock.doorbells import MockDoorbells
 from accel_mock.faults import Lateness, VcpuFaults
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.mmu import Fault, Place
@@ -48,6 +49,7 @@ class MockVcpu(VcpuBackend):
         name: For messages.
         attention: Set by any thread to have the vCPU look for kicks and requests before its next operation.
         ring: Where coalesced writes go.
+        doorbells: What some writes ring instead.
         bus: Makes each write to memory, with its note, one step to other vCPUs and to whoever takes a log.
         errors: The program's error count.
         counters: What is left of each loop around the operation, outermost first.
@@ -68,6 +70,7 @@ class MockVcpu(VcpuBackend):
         self.name = "vCPU"
         self.attention = False
         self.ring = ring
+        self.doorbells = MockDoorbells()
         self.bus = bus
         self.errors = 0
         self.counters: list[int] = []
@@ -275,6 +278,11 @@ class MockVcpu(VcpuBackend):
         """
         self._running.hear(self)
         time.sleep(HANDOVER_SECONDS)
+
+    def is_answered(self, address: int, data: bytes, *, is_port: bool) -> bool:
+        """Return whether a write that reaches no memory needs no exit: it rang a doorbell, or is in the ring now."""
+        ring, doorbells = self.ring, self.doorbells
+        return doorbells.ring(address, data, is_port=is_port) or ring.push(address, data, is_port=is_port)
 
     def start_access(self, access: Iterator[int], place: int) -> int:
         """Begin an access that may exit; return the place after `place`, or the exit, as a `Step` does."""

@@ -13,6 +13,7 @@ from accel.errors import BackendError, CapabilityError, InhibitTimeoutError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
+from accel_mock.doorbells import MockDoorbells
 from accel_mock.faults import Faults
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.running import Running
@@ -60,6 +61,7 @@ class MockVm(VmBackend):
         self._listener: MockMemoryListener | None = None
         self._ring = MockCoalescedRing(self._faults)
         self.ring: CoalescedRing | None = self._ring
+        self._doorbells = MockDoorbells()
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU without a program."""
@@ -68,11 +70,14 @@ class MockVm(VmBackend):
             raise BackendError("mock vCPU creation", number, f"vCPU {index}")
         vcpu = MockVcpu(self._memslots, self._running, self._bus, self._ring, self._faults.of_vcpu(index))
         vcpu.name = f"vCPU {index}"
+        vcpu.doorbells = self._doorbells
         return vcpu
 
     def memory_listener(self) -> MemoryListener:
-        """Return the listener that keeps the slots, and the coalesced parts of the memory."""
-        self._listener = MockMemoryListener(self._memslots, self._ring, self._policy, at_once=self._at_once)
+        """Return the listener that keeps the slots, and the coalesced parts and the doorbells of the memory."""
+        self._listener = MockMemoryListener(
+            self._memslots, self._ring, self._doorbells, self._policy, at_once=self._at_once
+        )
         return self._listener
 
     def memory_figures(self) -> Mapping[str, float]:
@@ -80,8 +85,8 @@ class MockVm(VmBackend):
         return {} if self._listener is None else self._listener.figures
 
     def io_listener(self) -> MemoryListener | None:
-        """Return the listener that keeps the coalesced ports."""
-        return MockIoListener(self._ring, is_port=True)
+        """Return the listener that keeps the coalesced ports and their doorbells."""
+        return MockIoListener(self._ring, self._doorbells, is_port=True)
 
     def kick_all(self, timeout: float) -> None:
         """Bring all vCPUs out and keep them out; see `VmBackend.kick_all`. One that wants to run waits inside."""
@@ -103,8 +108,9 @@ class MockVm(VmBackend):
         return "in-process model"
 
     def close(self) -> None:
-        """Let go of the slots and the memory behind them."""
+        """Let go of the slots and the memory behind them, and of the doorbells."""
         self._memslots.clear()
+        self._doorbells.clear()
 
 
 def _faults(given: object) -> Faults:

@@ -14,8 +14,8 @@ from accel.memory.region import MemoryRegion
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load
 from accel.vm import OpenAccelerator, Vm
-from accel_mock.plugin import MockAccelerator
 from accel_mock.kvm.memslots import MemSlots
+from accel_mock.plugin import MockAccelerator
 from accel_mock.vm import MockVm
 
 Open = Callable[..., Vm]

@@ -24,6 +24,7 @@ def test_mock_plugin_registers_an_accelerator_that_is_always_there() -> None:
         Capability.DIRTY_LOG,
         Capability.COALESCED_PIO,
         Capability.COALESCED_MMIO,
+        Capability.IOEVENTFD,
         Capability.KICK_ALL_VCPUS,
         Capability.REGION_LIST,
     }
