@@ -123,9 +123,12 @@ def test_mock_doorbell_is_back_after_a_change_that_failed(boot, bell: int) -> No
     with pytest.raises(BackendError), guest.vm.transaction():
         device.move(ADDRESS + 0x1000)
         guest.vm.memory.add(MemoryRegion.ram("ram", 0x1000), at=0)
-    assert guest.run(Store(ADDRESS, 1, 4)) == []
-    assert [type(one) for one in guest.run(Store(ADDRESS + 0x1000, 1, 4))] == [MmioWrite]
-    assert _rung(bell) == 1
+    for n in range(2):
+        assert guest.run(Store(ADDRESS, 1, 4)) == []
+        assert [type(one) for one in guest.run(Store(ADDRESS + 0x1000, 1, 4))] == [MmioWrite]
+        assert _rung(bell) == 1
+        # The next change begins from what is in force.
+        guest.vm.memory.add(MemoryRegion.ram(f"ram{n}", 0x1000), at=0x1000 * n)
 
 
 def test_mock_doorbell_full_eventfd_keeps_the_guest_from_nothing(boot, bell: int) -> None:
