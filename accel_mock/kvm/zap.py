@@ -93,6 +93,12 @@ class _Hold:
         self._mmu.lock.release()
 
 
+def _give_way(cost: ZapCost) -> None:
+    """Let who waits for the lock have it; it was released."""
+    cost.restarts += 1
+    time.sleep(HANDOVER_SECONDS)
+
+
 class ZapSlot:
     """Zap the slot's own entries."""
 
@@ -123,8 +129,7 @@ class ZapAll:
         """See `ZapStrategy`."""
         self.cost.zaps += 1
         while not self._some(mmu):
-            self.cost.restarts += 1
-            time.sleep(HANDOVER_SECONDS)
+            _give_way(self.cost)
 
     def _some(self, mmu: ShadowMmu) -> bool:
         """Zap until nothing is left, or somebody waits; return whether nothing is."""
@@ -148,8 +153,7 @@ class FastInvalidate:
         with _Hold(mmu, self.cost):
             mmu.generation += 1
         while not self._some(mmu):
-            self.cost.restarts += 1
-            time.sleep(HANDOVER_SECONDS)
+            _give_way(self.cost)
 
     def _some(self, mmu: ShadowMmu) -> bool:
         """Zap obsolete pages until none is left or somebody waits; return whether none is."""
