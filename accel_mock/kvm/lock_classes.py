@@ -37,3 +37,10 @@ MN_INVALIDATE = LockClass(
     comment="a leaf; a notifier's pair may be open while memslots are to change, which then waits",
     type="spinlock",
 )
+MN_ACTIVE = LockClass(
+    "kvm->mn_active_invalidate_count",
+    protects="the set of memslots from the start of a notifier's pair to its end",
+    comment="no mutex: a change of the memslots waits until no pair is open, so who has one open takes nothing that is "
+    "held meanwhile",
+    type="a count that is waited for",
+)

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from accel.locks import Lock
-from accel_mock.kvm.lock_classes import MN_INVALIDATE
+from accel.locks import Lock, completing, waiting_for
+from accel_mock.kvm.lock_classes import MN_ACTIVE, MN_INVALIDATE
 
 
 class MmuNotifiers:
@@ -54,11 +54,12 @@ class MmuNotifiers:
     @contextmanager
     def invalidating(self, start: int, end: int) -> Iterator[None]:
         """Return a context that is a pair."""
-        self.invalidate_range_start(start, end)
-        try:
-            yield
-        finally:
-            self.invalidate_range_end(start, end)
+        with completing(MN_ACTIVE):
+            self.invalidate_range_start(start, end)
+            try:
+                yield
+            finally:
+                self.invalidate_range_end(start, end)
 
     def retry(self, sequence: int, address: int) -> bool:
         """Return whether what a fault found for a host address at `sequence` may be old; under the MMU lock."""
@@ -71,6 +72,7 @@ class MmuNotifiers:
 
         Not fair: pairs that overlap each other may keep it waiting for ever, which the kernel accepts too.
         """
+        waiting_for(MN_ACTIVE)
         with self._none:
             self._none.wait_for(lambda: not self._active)
             yield

@@ -133,7 +133,7 @@ PUBLIC = (
 )
 
 #: What their scenarios for the explorer may use beyond: the explorer, and what is explored together with them.
-EXPLORED = ("accel.blocker", "accel.testing.explore", "accel.testing.scenarios")
+EXPLORED = ("accel.blocker", "accel.testing.explore", "accel.testing.lock_scenarios", "accel.testing.scenarios")
 
 
 @frozen

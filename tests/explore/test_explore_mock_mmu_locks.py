@@ -1,0 +1,129 @@
+"""The kernel's table of KVM's locks: every order kept holds, every order broken is caught; the model keeps them all."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+from accel.locks import LockGraph
+from accel.testing.explore.report import summary
+from accel.testing.explore.scenario import SCENARIOS
+from accel.testing.lock_scenarios import LockScenario, play
+from accel_mock.kvm.lock_table import LOCKS, ORDERS, Order, Rule, lock_table
+from accel_mock.scenarios import kvm_locks
+from accel_mock.scenarios.hall import HIGH, LOW, NEW, OLD, Hall, slot_of
+
+importlib.import_module("accel_mock.scenarios.kvm_locks")
+
+#: The names on the kernel's page: those with an entry, and those in an order only.
+DESCRIBED = {
+    "kvm_lock",
+    "kvm->mn_invalidate_lock",
+    "kvm_arch::tsc_write_lock",
+    "kvm->mmu_lock",
+    "kvm->srcu",
+    "kvm->slots_arch_lock",
+    "wakeup_vcpus_on_cpu_lock",
+    "vendor_module_lock",
+}
+NAMED = {
+    "cpu_hotplug_lock",
+    "kvm->lock",
+    "vcpu->mutex",
+    "kvm->slots_lock",
+    "kvm->irq_lock",
+    "kvm->mn_active_invalidate_count",
+    "kvm->arch.hyperv.hv_lock",
+    "kvm->arch.xen.xen_lock",
+    "kvm->arch.tdp_mmu_pages_lock",
+    "kvm->arch.mmu_unsync_pages_lock",
+}
+
+
+def test_explore_mock_mmu_lock_table_has_every_lock_that_the_kernel_names() -> None:
+    assert {one.name for one in LOCKS if one.described} == DESCRIBED
+    assert {one.name for one in LOCKS if not one.described} == NAMED
+    for one in LOCKS:
+        assert one.lock_class.type
+        assert one.lock_class.protects
+        assert one.arch in ("any", "x86")
+    assert len(lock_table().splitlines()) == 2 + len(LOCKS)
+
+
+def test_explore_mock_mmu_lock_orders_are_of_locks_in_the_table_and_form_no_cycle() -> None:
+    known = {one.lock_class for one in LOCKS}
+    below = {one: {order.inner for order in ORDERS if order.outer is one} for one in known}
+    assert {end for order in ORDERS for end in (order.outer, order.inner)} <= known
+    while leaves := {one for one, inner in below.items() if not inner & set(below)}:
+        below = {one: inner for one, inner in below.items() if one not in leaves}
+    assert not below
+
+
+@pytest.mark.parametrize("scenario", kvm_locks.ORDER_SCENARIOS, ids=lambda one: one.name)
+def test_explore_mock_mmu_lock_order_is_caught_if_it_is_broken(scenario: LockScenario) -> None:
+    for threads in (scenario.threads, lambda: scenario.threads()[::-1]):
+        error = play(LockScenario(scenario.name, "", threads, scenario.deadlocks))
+        assert (error is not None) is scenario.deadlocks, scenario.summary
+
+
+def test_explore_mock_mmu_lock_order_each_has_both_scenarios() -> None:
+    names = [one.name for one in kvm_locks.ORDER_SCENARIOS]
+    assert names == [f"{order.name}{broken}" for order in ORDERS for broken in ("", ": broken")]
+
+
+@pytest.mark.parametrize("scenario", kvm_locks.MODULE_SCENARIOS, ids=lambda one: one.name)
+def test_explore_mock_mmu_lock_of_module_init_is_judged(scenario: LockScenario) -> None:
+    error = play(scenario)
+    assert (error is not None) is (scenario.name == "vendor-module")
+    if error is not None:
+        assert re.search("kvm_lock is taken while holding cpu_hotplug_lock", str(error))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("mock/notifier-locks", ""),
+        ("mock/notifier-locks-wrong-slots-lock", "updater: wait for a condition; notifier: acquire kvm->slots_lock"),
+        ("mock/notifier-locks-wrong-reported", "kvm->slots_lock is taken while holding kvm->mn_active_invalidate"),
+    ],
+)
+def test_explore_mock_mmu_notifier_must_not_take_slots_lock(name: str, found: str) -> None:
+    one = SCENARIOS[name]
+    explored = one.explorer().systematic(one.bound)
+    print(f"{name}: {summary(explored)}")
+    if not found:
+        assert explored.found is None
+        assert explored.exhaustive
+        assert explored.counts.schedules > 20
+        return
+    assert explored.found is not None
+    assert explored.found.violation.kind == one.wrong
+    assert found in str(explored.found.violation)
+
+
+def _against(order: Order, held: str, wanted: str) -> bool:
+    """Return whether taking, or waiting for, `wanted` while holding `held` is the other way round."""
+    return (order.inner.name, order.outer.name) == (held, wanted) and order.rule is not Rule.READS
+
+
+def test_explore_mock_mmu_model_takes_its_locks_as_the_table_says() -> None:
+    """All that a run of the model does: slot calls, a log, faults, notifiers, each way to zap."""
+    with LockGraph() as graph:
+        hall = Hall()
+        low, high = hall.map(0, LOW, OLD), slot_of(HIGH, NEW)
+        hall.vcpu(LOW, LOW, write=True).run()
+        hall.memslots.create(1, high)
+        with hall.memslots.notifiers.invalidating(low.hva, low.hva + 1):
+            pass
+        hall.memslots.mmu.age_host(high.hva, high.hva + 1)
+        hall.memslots.delete(0, low)
+        edges = {(edge.held.name, edge.wanted.name) for edge in graph.edges}
+    assert ("kvm->slots_lock", "kvm->mmu_lock") in edges
+    assert ("kvm->slots_lock", "kvm->mn_active_invalidate_count") in edges
+    assert ("kvm->slots_lock", "kvm->srcu") in edges
+    assert not [edge for edge in edges for order in ORDERS if _against(order, *edge)]
+    # What stands outside nothing is a leaf.
+    outer = {order.outer.name for order in ORDERS} | {"kvm->mmu_lock", "kvm->srcu", "kvm->mn_active_invalidate_count"}
+    assert {held for held, _ in edges} <= outer
