@@ -23,7 +23,7 @@ demo: $(STAMP) ## run a guest on KVM, then the race: unprotected it faults, prot
 	@$(BIN)/accelctl demo
 
 test: $(STAMP) ## run the tests, on JOBS processes; the last lines say how many ran on real KVM
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/docs
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/docs
 
 soak: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m soak --timeout 1800
