@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from accel.testing.explore.engine import Choice, Engine, Location, Task, Violation, step_text
+from accel.testing.explore.engine import Engine
+from accel.testing.explore.scheduler import Scheduler
+from accel.testing.explore.task import Choice, Task, Violation, step_text
 
 #: Virtual time of an operation of a guest.
 OPERATION_SECONDS = 1e-6
@@ -25,8 +27,10 @@ class _Nobody:
     """Stands for a chooser: a simulator chooses by itself."""
 
     prefix: list[tuple[int, bool]] = []
+    expected: int | None = None
+    left = 0
 
-    def choose(self, engine: Engine, choices: list[Choice]) -> Choice | None:
+    def choose(self, engine: Scheduler, choices: list[Choice]) -> Choice | None:
         raise NotImplementedError
 
 
@@ -50,7 +54,6 @@ class Simulator(Engine):
         self._alive: list[Task] = []
         self._deadlines: dict[Task, float] = {}
         self._collect_at = _STEPS_TO_COLLECT
-        self._somewhere = Location(0, "", None)
 
     @property
     def digest(self) -> str:
@@ -59,11 +62,15 @@ class Simulator(Engine):
 
     # tasks
 
-    def spawn(self, name: str, run: Callable[[], object]) -> Task:
+    def spawn(self, name: str, run: Callable[[], object], *, daemon: bool = False) -> Task:
         """See `Engine.spawn`."""
-        task = super().spawn(name, run)
+        task = super().spawn(name, run, daemon=daemon)
+        task.greenlet.parent = self._hub
         self._alive.append(task)
         return task
+
+    def begin(self, task: Task) -> None:
+        """See `Engine.begin`: here a task begins when it is chosen, since that takes time."""
 
     def finish(self) -> None:
         """End the simulation once the current task ends, which is the function's."""
@@ -132,7 +139,12 @@ class Simulator(Engine):
     # steps
 
     def sync(
-        self, location: Location, step: str, ready: Callable[[], bool] | None = None, timeout: float | None = None
+        self,
+        owner: object,
+        step: str,
+        ready: Callable[[], bool] | None = None,
+        timeout: float | None = None,
+        write: bool = True,
     ) -> bool:
         """See `Engine.sync`: others go on where it waits, and now and then where it need not."""
         task = self.current
@@ -175,7 +187,7 @@ class Simulator(Engine):
             del self._deadlines[task]
         return 1 + self._draw(self._turn_bits)
 
-    def release(self, mutex: object, location: Location, step: str) -> None:
+    def release(self, mutex: object, name: str) -> None:
         """See `Engine.release`."""
         self.steps += 1
 
@@ -184,10 +196,6 @@ class Simulator(Engine):
 
     def access(self, owner: object, key: object, name: str, *, write: bool, value: object = None) -> None:
         """Data is no place to stop at."""
-
-    def place(self, owner: object, key: object, name: str) -> Location:
-        """All places are one."""
-        return self._somewhere
 
 
 def quick_lock(lock: Any, simulator: Simulator) -> Any:

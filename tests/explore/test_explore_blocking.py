@@ -27,19 +27,19 @@ KINDS = {"plain": (), "locked": (LOCKED,)}
 #: The bound of each scenario, and fewer schedules than it has within that, with either kind of gate. The schedules of
 #: lower bounds, which are tried first, are counted again.
 FLOORS = {
-    "inhibit": (1, 1500),
-    "inhibit-vcpus": (2, 1000),
-    "two-spinning": (1, 150),
-    "inhibit-nested": (3, 500),
-    "vm-calls": (2, 1000),
-    "inhibit-in-a-row": (3, 1000),
-    "inhibit-in-a-hurry": (3, 500),
-    "two-inhibitors": (2, 500),
-    "two-inhibitors-kick": (2, 700),
-    "vcpu-comes-and-goes": (2, 1000),
-    "inhibit-times-out": (2, 1500),
-    "poison": (2, 2500),
-    "close": (3, 1000),
+    "inhibit": (1, 1000),
+    "inhibit-vcpus": (2, 600),
+    "two-spinning": (1, 120),
+    "inhibit-nested": (3, 130),
+    "vm-calls": (2, 400),
+    "inhibit-in-a-row": (3, 400),
+    "inhibit-in-a-hurry": (3, 200),
+    "two-inhibitors": (2, 200),
+    "two-inhibitors-kick": (2, 300),
+    "vcpu-comes-and-goes": (2, 400),
+    "inhibit-times-out": (2, 800),
+    "poison": (2, 1000),
+    "close": (3, 250),
 }
 
 

@@ -59,7 +59,7 @@ def holds(scenario: Scenario, bound: int) -> None:
     assert explored.found is None, summary(explored)
     assert explored.exhaustive
     # Each has several orders even without a preemption; a scenario that does nothing has one.
-    assert explored.counts.schedules > 20
+    assert explored.counts.schedules > 2
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -17,7 +17,7 @@ import accel
 from accel import turns
 from accel.errors import InhibitTimeoutError, MemorySlotError, NoAcceleratorError
 from accel.program import ERRORS, Add, GuestProgram, In, Load, Loop, Out, Store
-from accel.testing.explore.engine import Violation
+from accel.testing.explore.task import Violation
 from accel.testing.simulate import Simulation, simulate
 from accel.testing.simulator import OPERATION_SECONDS
 from accel_mock.plugin import MockAccelerator

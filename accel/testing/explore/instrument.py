@@ -1,166 +1,34 @@
 """Makes every access of a module's functions to attributes and containers visible to an engine; nothing else changes.
 
 `instrument` rewrites the syntax tree: a load of ``x.a`` becomes ``_x_load(x, 'a')``, and so on for stores, deletes,
-items, methods of containers, membership, iteration and truth. `Accesses` is what these names are bound to. What it does
-not see: variables that closures share, globals, and what functions written in C do with what they are given.
+items, methods of containers, membership, iteration and truth; `accesses` is what these names are bound to. What it does
+not see: variables that closures share, globals, names that a class mangles (``self.__a``), attributes that a pattern of
+``match`` looks at, items reached through a slice, and what functions written in C do with what they are given.
 
 An access and its check are one step: arguments and values are worked out before. A method decorated with ``atomically``
 is one step, as an instruction of a processor is that reads and writes at once.
+
+Layer: nothing but syntax trees. The code that is made evaluates everything in Python's order.
 """
 
 from __future__ import annotations
 
 import ast
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
-from accel.testing.explore.primitives import Runtime
-
-#: Mutable things whose content is one piece of data; of the last two each item is.
-_CONTAINERS = frozenset({dict, list, set, deque, OrderedDict, defaultdict, Counter, bytearray, memoryview})
-_BY_ITEM = frozenset({bytearray, memoryview})
-_READS = frozenset(
-    "get items keys values copy index count find startswith __len__ most_common total issubset issuperset union "  # noqa: SIM905
-    "intersection isdisjoint tobytes cast release".split()
-)
 #: Functions that look at all that is in what they are given.
 _LOOKING = frozenset(
-    "len list tuple sorted any all sum min max set frozenset dict bool iter enumerate reversed bytes".split()  # noqa: SIM905
+    "len list tuple sorted any all sum min max set frozenset dict bool iter enumerate reversed bytes "  # noqa: SIM905
+    "str repr".split()
 )
-
-
-class Accesses:
-    """What instrumented code calls, bound to one runtime."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        # (type, attribute) → its name as data, or None if it is no data of an instance.
-        self._labels: dict[tuple[type, str], str | None] = {}
-        self._local = runtime.local_type
-
-    def names(self) -> dict[str, Any]:
-        """Return the names that instrumented code uses."""
-        return {
-            "_x_load": self.load,
-            "_x_store": self.store,
-            "_x_delete": self.delete,
-            "_x_invoke": self.invoke,
-            "_x_item": self.item,
-            "_x_set_item": self.set_item,
-            "_x_delete_item": self.delete_item,
-            "_x_in": self.contains,
-            "_x_touch": self.touch,
-            "_x_atomic": self.atomic,
-        }
-
-    def load(self, owner: Any, name: str, /) -> Any:
-        """Read an attribute."""
-        key = type(owner), name
-        label = self._labels[key] if key in self._labels else self._label(owner, name)
-        if label is not None:
-            engine = self._runtime.engine
-            if engine is not None and engine.current is not None:
-                engine.access(owner, name, label, write=False)
-                value = getattr(owner, name)
-                if type(value) in _CONTAINERS:
-                    engine.containers[id(value)] = value, label
-                return value
-        return getattr(owner, name)
-
-    def store(self, owner: Any, name: str, value: Any, /) -> None:
-        """Write an attribute."""
-        key = type(owner), name
-        label = self._labels[key] if key in self._labels else self._label(owner, name)
-        engine = self._runtime.engine
-        if label is not None and engine is not None and engine.current is not None:
-            engine.access(owner, name, label, write=True, value=value)
-        setattr(owner, name, value)
-
-    def delete(self, owner: Any, name: str, /) -> None:
-        """Delete an attribute."""
-        label = self._label(owner, name)
-        engine = self._runtime.engine
-        if label is not None and engine is not None and engine.current is not None:
-            engine.access(owner, name, label, write=True)
-        delattr(owner, name)
-
-    def invoke(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method, or what an attribute holds."""
-        if type(owner) in _CONTAINERS:
-            self._access(owner, write=name not in _READS)
-            return getattr(owner, name)(*args, **kwargs)
-        return self.load(owner, name)(*args, **kwargs)
-
-    def item(self, owner: Any, key: Any, /) -> Any:
-        """Read an item."""
-        if type(owner) in _CONTAINERS:
-            self._access(owner, key, write=False)
-        return owner[key]
-
-    def set_item(self, owner: Any, key: Any, value: Any, /) -> None:
-        """Write an item."""
-        if type(owner) in _CONTAINERS:
-            self._access(owner, key, write=True, value=value)
-        owner[key] = value
-
-    def delete_item(self, owner: Any, key: Any, /) -> None:
-        """Delete an item."""
-        if type(owner) in _CONTAINERS:
-            self._access(owner, key, write=True)
-        del owner[key]
-
-    def contains(self, one: Any, owner: Any, /) -> bool:
-        """Look for an item."""
-        return one in self.touch(owner)
-
-    def touch(self, owner: Any, /) -> Any:
-        """Return `owner`, of which all is read now if it is a container."""
-        if type(owner) in _CONTAINERS:
-            self._access(owner, write=False)
-        return owner
-
-    @contextmanager
-    def atomic(self) -> Iterator[None]:
-        """Make what is done inside one step; what it touches is noted all the same. Does not nest."""
-        task = self._runtime.task
-        if task is None:
-            yield
-            return
-        task.atomic = True
-        try:
-            yield
-        finally:
-            task.atomic = task.going = False
-
-    def _access(self, owner: Any, key: Any = "[]", *, write: bool, value: Any = None) -> None:
-        engine = self._runtime.engine
-        if engine is not None and engine.current is not None:
-            known = engine.containers.get(id(owner))
-            label = type(owner).__name__ if known is None else known[1]
-            if type(owner) in _BY_ITEM and isinstance(key, int):
-                engine.access(owner, key, f"{label}[{key}]", write=write, value=value)
-            else:
-                engine.access(owner, "[]", f"{label}[]", write=write)
-
-    def _label(self, owner: Any, name: str) -> str | None:
-        kind = type(owner)
-        label: str | None = f"{kind.__name__}.{name}"
-        if isinstance(owner, (type, ModuleType)) or issubclass(kind, self._local):
-            label = None
-        else:
-            for base in kind.__mro__:
-                if name in base.__dict__:
-                    if (
-                        hasattr(base.__dict__[name], "__get__")
-                        and type(base.__dict__[name]).__name__ != "member_descriptor"
-                    ):
-                        label = None
-                    break
-        self._labels[kind, name] = label
-        return label
+#: Operators that look at all that is in what stands beside them.
+_JOINING = (ast.Add, ast.Sub, ast.BitOr, ast.BitAnd, ast.BitXor)
+_COMPARING = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+#: What is new or no container, or is looked at piece by piece already.
+_UNTOUCHED = (
+    *(ast.Constant, ast.Compare, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp),
+    *(ast.List, ast.Tuple, ast.Set, ast.Dict, ast.JoinedStr, ast.BoolOp),
+)
 
 
 def instrument(tree: ast.Module) -> ast.Module:
@@ -225,13 +93,12 @@ class _Functions(ast.NodeTransformer):
         node.args = [self.visit(one) for one in node.args]
         node.keywords = [self.visit(one) for one in node.keywords]
         if isinstance(func, ast.Attribute) and _plain(func):
-            node.args = [self.visit(func.value), ast.Constant(func.attr), *node.args]
-            node.func = ast.copy_location(ast.Name("_x_invoke", ast.Load()), func)
-        elif isinstance(func, ast.Name):
-            if func.id in _LOOKING and node.args and not isinstance(node.args[0], ast.Starred):
-                node.args[0] = _touch(node.args[0])
-        elif not isinstance(func, ast.Attribute):
+            node.func = _call(func, "_x_method", self.visit(func.value), ast.Constant(func.attr))
+        elif not isinstance(func, ast.Name):
             node.func = self.visit(func)
+        elif func.id in _LOOKING and node.args and not isinstance(node.args[0], (ast.Starred, *_UNTOUCHED)):
+            node.args = [func, *node.args]
+            node.func = ast.copy_location(ast.Name("_x_look", ast.Load()), func)
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
@@ -242,7 +109,14 @@ class _Functions(ast.NodeTransformer):
             if isinstance(node.ops[0], ast.In):
                 return found
             return ast.copy_location(ast.UnaryOp(ast.Not(), found), node)
+        if len(node.ops) == 1 and isinstance(node.ops[0], _COMPARING):
+            return _joined(node, node.ops[0], node.left, node.comparators[0])
         return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """``x + y``."""
+        self.generic_visit(node)
+        return _joined(node, node.op, node.left, node.right) if isinstance(node.op, _JOINING) else node
 
     def visit_Starred(self, node: ast.Starred) -> ast.Starred:
         """``*x``."""
@@ -291,6 +165,8 @@ class _Functions(ast.NodeTransformer):
         node.value = self.visit(node.value)
         if all(isinstance(one, ast.Name) for one in node.targets):
             return node
+        if len(node.targets) == 1:
+            return self._assign_one(node.targets[0], node.value, node)
         kept = self._temporary(node)
         made: list[ast.stmt] = [ast.copy_location(ast.Assign([kept], node.value), node)]
         for target in node.targets:
@@ -304,30 +180,29 @@ class _Functions(ast.NodeTransformer):
         node.value = self.visit(node.value)
         if isinstance(node.target, ast.Name):
             return node
-        return self._assign(node.target, node.value, node)
+        return self._assign_one(node.target, node.value, node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        """``x.a += v``: a read and a write."""
-        node.value = self.visit(node.value)
+        """``x.a += v``: a read and a write, and perhaps a write of what is inside."""
+        value = self.visit(node.value)
+        operator = ast.Constant(type(node.op).__name__)
         target = node.target
         if isinstance(target, ast.Name):
-            return node
-        kept = self._temporary(node)
-        owner = self.visit(target.value)
-        made: list[ast.stmt] = [ast.copy_location(ast.Assign([kept], owner), node)]
-        again = ast.Name(kept.id, ast.Load())
+            changed = _call(node, "_x_in_place", operator, ast.Name(target.id, ast.Load()), value)
+            return ast.copy_location(ast.Assign([target], changed), node)
+        made: list[ast.stmt] = []
+        owner = self._kept(target.value, node, made)
         if isinstance(target, ast.Attribute):
             if not _plain(target):
-                return node
+                target.value, node.value = owner, value
+                return [*made, node]
             key: ast.expr = ast.Constant(target.attr)
             load, store = "_x_load", "_x_store"
         else:
-            key_kept = self._temporary(node)
-            made.append(ast.copy_location(ast.Assign([key_kept], self.visit(target.slice)), node))
-            key = ast.Name(key_kept.id, ast.Load())
+            key = self._kept(target.slice, node, made)
             load, store = "_x_item", "_x_set_item"
-        value = ast.BinOp(_call(node, load, again, key), node.op, node.value)
-        made.append(ast.copy_location(ast.Expr(_call(node, store, again, key, value)), node))
+        changed = _call(node, "_x_in_place", operator, _call(node, load, owner, key), value)
+        made.append(ast.copy_location(ast.Expr(_call(node, store, owner, key, changed)), node))
         return made
 
     def visit_Delete(self, node: ast.Delete) -> Any:
@@ -344,24 +219,46 @@ class _Functions(ast.NodeTransformer):
                 made.append(ast.copy_location(ast.Delete([target]), node))
         return made
 
+    def _assign_one(self, target: ast.expr, value: ast.expr, at: ast.stmt) -> list[ast.stmt]:
+        """Assign a value that is yet to be worked out, which comes before the target's parts are."""
+        made: list[ast.stmt] = []
+        parts = [getattr(target, part) for part in ("value", "slice") if hasattr(target, part)]
+        assigns = any(isinstance(one, ast.NamedExpr) for one in ast.walk(value))
+        if assigns or not all(isinstance(one, (ast.Name, ast.Constant)) for one in parts):
+            value = self._kept(value, at, made, visited=True)
+        return made + self._assign(target, value, at)
+
     def _assign(self, target: ast.expr, value: ast.expr, at: ast.stmt) -> list[ast.stmt]:
         if isinstance(target, ast.Attribute) and _plain(target):
             done = _call(at, "_x_store", self.visit(target.value), ast.Constant(target.attr), value)
         elif isinstance(target, ast.Subscript):
             done = _call(at, "_x_set_item", self.visit(target.value), self.visit(target.slice), value)
         elif isinstance(target, (ast.Tuple, ast.List)):
-            later: list[ast.stmt] = []
-            for index, one in enumerate(target.elts):
-                inner = one.value if isinstance(one, ast.Starred) else one
-                if isinstance(inner, ast.Name):
-                    continue
-                kept = self._temporary(at)
-                later += self._assign(inner, ast.Name(kept.id, ast.Load()), at)
-                target.elts[index] = ast.Starred(kept, ast.Store()) if isinstance(one, ast.Starred) else kept
-            return [ast.copy_location(ast.Assign([target], value), at), *later]
+            return self._unpack(target, value, at)
         else:
-            return [ast.copy_location(ast.Assign([target], value), at)]
+            return [ast.copy_location(ast.Assign([self.visit(target)], value), at)]
         return [ast.copy_location(ast.Expr(done), at)]
+
+    def _unpack(self, target: ast.Tuple | ast.List, value: ast.expr, at: ast.stmt) -> list[ast.stmt]:
+        """Unpack into temporaries, then assign from left to right."""
+        names = [one.value if isinstance(one, ast.Starred) else one for one in target.elts]
+        if all(isinstance(one, ast.Name) for one in names):
+            return [ast.copy_location(ast.Assign([target], value), at)]
+        later: list[ast.stmt] = []
+        for index, inner in enumerate(names):
+            kept = self._temporary(at)
+            later += self._assign(inner, ast.Name(kept.id, ast.Load()), at)
+            is_starred = isinstance(target.elts[index], ast.Starred)
+            target.elts[index] = ast.Starred(kept, ast.Store()) if is_starred else kept
+        return [ast.copy_location(ast.Assign([target], value), at), *later]
+
+    def _kept(self, node: ast.expr, at: ast.stmt, made: list[ast.stmt], *, visited: bool = False) -> ast.expr:
+        """Return an expression that can be used twice, once `made` has run."""
+        if isinstance(node, (ast.Name, ast.Constant)):
+            return node
+        kept = self._temporary(at)
+        made.append(ast.copy_location(ast.Assign([kept], node if visited else self.visit(node)), at))
+        return ast.Name(kept.id, ast.Load())
 
     def _temporary(self, at: ast.stmt) -> ast.Name:
         self._temporaries += 1
@@ -376,8 +273,15 @@ def _plain(node: ast.Attribute) -> bool:
     return not of_super and not (node.attr.startswith("__") and not node.attr.endswith("__"))
 
 
+def _joined(node: ast.expr, op: ast.AST, left: ast.expr, right: ast.expr) -> ast.expr:
+    """Return what stands for an operator between two things that may be containers."""
+    if isinstance(left, ast.Constant) or isinstance(right, ast.Constant):
+        return node
+    return _call(node, "_x_binary", ast.Constant(type(op).__name__), left, right)
+
+
 def _touch(node: ast.expr) -> ast.expr:
-    if isinstance(node, (ast.Constant, ast.Compare, ast.GeneratorExp)):
+    if isinstance(node, _UNTOUCHED) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
         return node
     return _call(node, "_x_touch", node)
 

@@ -10,9 +10,9 @@ from types import FrameType
 
 from attrs import frozen
 
-from accel.testing.explore.engine import Task
 from accel.testing.explore.schedule import letter, parse_schedule
 from accel.testing.explore.search import Exploration, Explorer
+from accel.testing.explore.task import Task
 
 _HERE = __name__.rpartition(".")[0]
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from accel.testing.explore.engine import Violation
 from accel.testing.explore.search import Explorer, Run
+from accel.testing.explore.task import Violation
 from accel.testing.explore.world import Patch, World
 
 

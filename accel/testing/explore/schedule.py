@@ -12,7 +12,8 @@ import re
 from attrs import frozen
 
 from accel.errors import UsageError
-from accel.testing.explore.engine import Choice, Engine
+from accel.testing.explore.scheduler import Scheduler
+from accel.testing.explore.task import Choice
 
 _PART = re.compile(r"([A-Z])(!?)(?:@(\d+)|\.)")
 
@@ -72,7 +73,7 @@ class Recorder:
         self._task = -1
         self._timeout = False
 
-    def note(self, engine: Engine, choice: Choice) -> None:
+    def note(self, engine: Scheduler, choice: Choice) -> None:
         """Note who goes on."""
         current = engine.current
         if choice.task is current and not choice.timeout:
@@ -98,11 +99,13 @@ class Replay:
 
     def __init__(self, segments: list[Segment]) -> None:
         self.prefix: list[tuple[int, bool]] = []
+        self.expected: int | None = None
+        self.left = len(segments)
         self.off = ""
         self._segments = segments
         self._at = -1
 
-    def choose(self, engine: Engine, choices: list[Choice]) -> Choice | None:
+    def choose(self, engine: Scheduler, choices: list[Choice]) -> Choice | None:
         """Return what the schedule says."""
         first, current = choices[0], engine.current
         if self._at >= len(self._segments):

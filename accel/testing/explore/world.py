@@ -20,8 +20,10 @@ from typing import Any
 from attrs import frozen
 
 from accel.errors import UsageError
-from accel.testing.explore.instrument import Accesses, instrument
-from accel.testing.explore.primitives import Runtime, modules, quiet
+from accel.testing.explore.accesses import Accesses
+from accel.testing.explore.instrument import instrument
+from accel.testing.explore.primitives import modules, quiet
+from accel.testing.explore.runtime import Runtime
 
 #: Packages whose modules are always copied.
 COPIED = ("accel",)
