@@ -65,6 +65,10 @@ class IndirectPage:
         gfn = spte.gfn
         return gfn if spte.walk(write=write) else None
 
+    def stale(self) -> list[int]:
+        """Return the virtual pages whose entry is for another guest page than the table says; while all rest."""
+        return [one for one, spte in self._entries.items() if spte.word and spte.gfn != self.gptes[one]]
+
     # KVM
 
     def fault(self, virtual: int, *, write: bool) -> None:

@@ -191,8 +191,11 @@ class AccessTrackingStore(AccessTrackingRestore):
 class AccessTrackingDirty(_Tracked):
     """The host asks whether a page was used while a vCPU writes it, and W goes: it hears that the page is dirty."""
 
+    logs = True
+
     def __init__(self) -> None:
         super().__init__()
+        self.touch()
         self.guest = self.writer(1)
 
     def threads(self) -> dict[str, Callable[[], object]]:
@@ -215,3 +218,20 @@ class AccessTrackingDirty(_Tracked):
 )
 class AccessTrackingNotTold(AccessTrackingDirty):
     """The same where nobody tells the host of W as it goes, and that was all that told of a write."""
+
+
+@scenario(
+    "mock/access-tracking-dirty-wrong-not-atomic",
+    instrument=MMU,
+    wrong="invariant",
+    patches=(
+        *QUICK,
+        Patch(
+            _MMU,
+            "            if spte.compare_exchange(word, tracked(word) if word & NO_AD else word & ~ACCESSED):",
+            "            spte.word = tracked(word) if word & NO_AD else word & ~ACCESSED\n            if True:",
+        ),
+    ),
+)
+class AccessTrackingNotAtomic(AccessTrackingDirty):
+    """The same where the entry is read and then stored: W that a vCPU got in between goes, and nobody is told."""

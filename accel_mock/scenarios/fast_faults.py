@@ -13,7 +13,7 @@ from accel.testing.explore.scenario import require, scenario
 from accel.testing.explore.world import Patch
 from accel_mock.kvm.fast_fault import FastPath, PinnedPath
 from accel_mock.kvm.indirect import IndirectPage
-from accel_mock.kvm.spte import HOST_WRITABLE, MMU_WRITABLE, WRITABLE, pfn_of, was_written
+from accel_mock.kvm.spte import DIRTY, HOST_WRITABLE, MMU_WRITABLE, WRITABLE, pfn_of, was_written
 from accel_mock.scenarios.hall import LOW, OLD, Hall, logged, slot_of
 from accel_mock.scenarios.pages import MMU, QUICK, Page, User
 from accel_mock.scenarios.shadow_mmu import WriteProtect
@@ -193,6 +193,7 @@ class _Aba:
         if self.written is not None:
             page = self.written - self.first
             require(logs >> page & 1, f"the guest wrote its page {page}, and the log has {logs:#04b}")
+        require(not self.page.stale(), "the entry is for another guest page than the guest's table says")
 
 
 class _AlsoIndirect(FastPath):
@@ -257,3 +258,35 @@ class DirtyBit(Protected):
 )
 class DirtyBitNotAtomic(DirtyBit):
     """The same where a read-only entry is cleared by a read and a write: what comes in between is lost."""
+
+
+@scenario("mock/dirty-bit-protect", instrument=MMU, patches=QUICK)
+class DirtyBitProtect(DirtyBit):
+    """The log is taken, and W with it, while a vCPU writes the page: the entry says that it is dirty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mmu.fault(LOW, write=True)
+        self.mmu.host.dirty.clear()
+        # As if the host had been told of all that was.
+        self.entry.word &= ~DIRTY
+
+    def act(self) -> None:
+        self.memslots.take_dirty(0, self.slot)
+
+
+@scenario(
+    "mock/dirty-bit-protect-wrong-not-atomic",
+    instrument=MMU,
+    wrong="invariant",
+    patches=(
+        *QUICK,
+        Patch(
+            "accel_mock.kvm.mmu",
+            "        while not spte.compare_exchange(word := spte.word, word & ~bits):\n            pass",
+            "        word = spte.word\n        spte.word = word & ~bits",
+        ),
+    ),
+)
+class DirtyBitProtectNotAtomic(DirtyBitProtect):
+    """The same where W is taken by a read and a write: the Dirty bit that a processor sets in between is lost."""

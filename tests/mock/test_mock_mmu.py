@@ -243,6 +243,13 @@ def test_mmu_watched_page_is_written_by_the_emulator_only(memslots: MemSlots) ->
     assert isinstance(mmu.fault(BASE + PAGE_SIZE, write=True), tuple)
 
 
+def test_mmu_make_for_a_write_to_a_page_that_is_watched_by_then_makes_nothing(memslots: MemSlots) -> None:
+    mmu = memslots.mmu
+    mmu.watch(BASE // PAGE_SIZE)
+    assert mmu._make(memslots.table.slots[0], BASE // PAGE_SIZE, write=True) is None
+    assert mmu.entry(BASE // PAGE_SIZE) is None
+
+
 @pytest.mark.parametrize("no_ad", [False, True])
 def test_mmu_age_host_says_once_that_a_page_was_used(memslots: MemSlots, no_ad: bool) -> None:
     mmu, hva = memslots.mmu, memslots.table.slots[1].slot.hva
@@ -273,6 +280,7 @@ def test_indirect_entry_follows_the_table_of_the_guest(memslots: MemSlots) -> No
     assert page.access(9, write=True) is None
     assert page.access(9, write=True) == first
     page.write_gpte(9, first + 1)
+    assert page.stale() == []
     assert page.access(9, write=False) is None
     assert page.access(9, write=False) == first + 1
     # A notifier finds it by the host's address.
