@@ -39,11 +39,13 @@ WRONG = {
     "mock/fast-fault-watched-wrong-mmu-writable": _UNSEEN,
     "mock/fast-fault-indirect-wrong-aba": "the guest wrote its page 1, and the log has 0b01",
     "mock/dirty-bit-wrong-not-atomic": "the guest wrote the page, and the Dirty bit is lost",
+    "mock/dirty-bit-protect-wrong-not-atomic": "the guest wrote the page, and the Dirty bit is lost",
     "mock/access-tracking-wrong-no-flush": "the guest used a page since the host asked, and no entry tells",
     "mock/access-tracking-log-wrong-keeps-w": _MISSED,
     "mock/access-tracking-watched-wrong-keeps-w": _UNSEEN,
     "mock/access-tracking-restore-wrong-store": _USED,
     "mock/access-tracking-dirty-wrong-not-told": "the guest wrote the page, and the host was never told",
+    "mock/access-tracking-dirty-wrong-not-atomic": "the guest wrote the page, and the host was never told",
     "mock/zap-all-wrong-yields": "not over after 1500 steps",
 }
 
