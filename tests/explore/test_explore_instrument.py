@@ -22,13 +22,18 @@ from accel.testing.explore.runtime import Runtime
 from accel.testing.explore.task import Task
 from accel.testing.explore.world import World
 
-CASES_FILE = Path(__file__).with_name("instrument_cases.py")
-CASES = re.findall(r"^def (case_\w+)", CASES_FILE.read_text(), re.MULTILINE)
+HERE = Path(__file__).parent
+CASES = {
+    name: file
+    for file in ("instrument_cases.py", "instrument_cases_blocks.py")
+    for name in re.findall(r"^def (case_\w+)", (HERE / file).read_text(), re.MULTILINE)
+}
 
 
 def called(case: str, names: dict[str, Any] | None) -> tuple[str, list[Any]]:
     """Return what a case returns or raises, and what it logs; instrumented if there are names."""
-    tree = ast.parse(CASES_FILE.read_text())
+    common = (HERE / "instrument_common.py").read_text()
+    tree = ast.parse(common + (HERE / CASES[case]).read_text().replace("from instrument_common import *", ""))
     namespace: dict[str, Any] = {"__name__": "case", **(names or {})}
     exec(compile(tree if names is None else instrument(tree), "case", "exec"), namespace)
     try:

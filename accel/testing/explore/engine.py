@@ -91,6 +91,7 @@ class Engine(Scheduler):
         task.ready, task.timeout, task.step = ready, timeout, step
         task.place = place = id(owner), "sync"
         task.writes = write
+        self._unseen = 0
         self._switch(task)
         task.ready = task.timeout = None
         timed_out, task.timed_out = task.timed_out, False
@@ -123,7 +124,7 @@ class Engine(Scheduler):
             return
         task.count += 1
         place = id(owner), key
-        if name in self.shared:
+        if name in self.shared or self._is_endless(name):
             self._unseen = 0
             if not task.going:
                 task.step = (name, write, value)
@@ -137,9 +138,12 @@ class Engine(Scheduler):
                 self._observer(task, step_text(task.step), timed_out=False)
             elif key != "[]":
                 return
-        else:
-            self._unseen += 1
-            if self._unseen > self._limit:
-                task.step = (name, write, value)
-                self._live(task)
         self._learn(task, place, owner, name, write=write)
+
+    def _is_endless(self, name: str) -> bool:
+        """Count an access that is not visible; return whether there were so many that this is to be, for others."""
+        self._unseen += 1
+        if self._unseen <= self._limit:
+            return False
+        self.found.add(name)
+        return True

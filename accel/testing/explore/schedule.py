@@ -86,8 +86,8 @@ class Recorder:
         self._task, self._timeout = choice.task.index, choice.timeout
 
     def segments(self) -> list[Segment]:
-        """Return all segments; the last has no end."""
-        return [*self._segments, Segment(self._task, self._timeout, None)]
+        """Return all segments; the last has no end. Where nothing was to be chosen, the first task goes on."""
+        return [*self._segments, Segment(max(self._task, 0), self._timeout, None)]
 
 
 class Replay:

@@ -14,6 +14,11 @@ from accel.errors import UsageError
 from accel.testing.explore.history import History
 from accel.testing.explore.task import Abort, Choice, Chooser, Observer, Task, Violation, step_text
 
+#: What is wrong with a scenario whose executions differ.
+NOT_THE_SAME = (
+    "the scenario does not run the same way twice: {}; it must not depend on chance, real time, the order of a set of "
+    "objects, or what an earlier run left behind"
+)
 #: Steps that a task may make while it is brought to its end.
 _LAST_STEPS = 1000
 
@@ -130,10 +135,7 @@ class Scheduler(History):
         finally:
             self._end()
         if self._differs:
-            raise UsageError(
-                f"the scenario does not run the same way twice: {self._differs}; it must not depend on chance, real "
-                "time, the order of a set of objects, or what an earlier run left behind"
-            )
+            raise UsageError(NOT_THE_SAME.format(self._differs))
 
     def differs(self, where: str) -> None:
         """Give up, since this is not the execution that it was; `run` raises."""

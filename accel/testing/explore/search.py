@@ -24,6 +24,7 @@ from accel.errors import UsageError
 from accel.testing.explore.choosers import Again, DepthFirst, RandomChooser
 from accel.testing.explore.engine import Engine, Everything
 from accel.testing.explore.schedule import Replay, Segment
+from accel.testing.explore.scheduler import NOT_THE_SAME
 from accel.testing.explore.task import Observer, Violation
 from accel.testing.explore.world import World
 
@@ -137,14 +138,19 @@ class Explorer:
     def _deepen(self, bound: int, most: int | None) -> Exploration:
         counts = Counts()
         known = self._shared
+        signature = self._execute(DepthFirst(0)).signature
         for depth in range(bound + 1):
             search = DepthFirst(depth)
             more = True
+            first = True
             while more:
                 if most is not None and counts.schedules + counts.cut >= most:
                     counts.states = search.states
                     return Exploration(None, counts, bound, False, self._shared)
                 engine = self._execute(search)
+                if first and engine.signature != signature and self._shared is known:
+                    raise UsageError(NOT_THE_SAME.format("the first schedule came to another order"))
+                first = False
                 counts.steps += engine.steps
                 counts.longest = max(counts.longest, engine.steps)
                 counts.schedules += not search.was_cut
@@ -198,9 +204,7 @@ class Explorer:
             or second is None
             or (violation.kind, engine.signature) != (second.kind, repeated.signature)
         ):
-            raise UsageError(
-                f"the scenario does not run the same way twice: once it ended with {violation}, then with {second}"
-            )
+            raise UsageError(NOT_THE_SAME.format(f"once it ended with {violation}, then with {second}"))
         tasks = tuple(task.name for task in engine.tasks)
         found = Found(violation, again.recorder.segments(), again.preemptions, tasks)
         return Exploration(found, counts, bound, False, self._shared)
