@@ -124,7 +124,14 @@ class Engine(Scheduler):
             return
         task.count += 1
         place = id(owner), key
-        if name in self.shared or self._is_endless(name):
+        visible = name in self.shared
+        if not visible:
+            self._unseen += 1
+            if self._unseen > self._limit:
+                # Perhaps it waits for what others do, who are to have a chance.
+                self.found.add(name)
+                visible = True
+        if visible:
             self._unseen = 0
             if not task.going:
                 task.step = (name, write, value)
@@ -139,11 +146,3 @@ class Engine(Scheduler):
             elif key != "[]":
                 return
         self._learn(task, place, owner, name, write=write)
-
-    def _is_endless(self, name: str) -> bool:
-        """Count an access that is not visible; return whether there were so many that this is to be, for others."""
-        self._unseen += 1
-        if self._unseen <= self._limit:
-            return False
-        self.found.add(name)
-        return True

@@ -58,6 +58,8 @@ class History:
         if use is None:
             self._uses[place] = _Use(owner, task, write, name)
             return
+        if use.task is task and use.held is task.held and (use.written or not write):
+            return
         if use.held and use.held is not task.held:
             use.held &= task.held
         if write:

@@ -72,5 +72,6 @@ class Runtime:
 
     def ident(self) -> int:
         """Return the current task's number as a thread's."""
-        task = self.task
+        engine = self.engine
+        task = None if engine is None else engine.current
         return MAIN if task is None else MAIN + 1 + task.index
