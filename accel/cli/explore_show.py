@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -17,7 +18,7 @@ from accel.testing.explore.picture import columns
 from accel.testing.explore.report import StepTable, step_table, summary
 from accel.testing.explore.scenario import Scenario
 from accel.testing.explore.schedule import schedule_text
-from accel.testing.explore.search import Exploration
+from accel.testing.explore.search import Counts, Exploration, Explorer
 
 
 def show_list(names: Sequence[str], *, as_json: bool) -> int:
@@ -68,10 +69,11 @@ def explore(
     good = True
     for one in chosen:
         explorer = one.explorer()
-        if seed is None:
-            explored = explorer.systematic(one.bound if bound is None else bound, most=most)
-        else:
-            explored = explorer.at_random(seed, executions)
+        with _progress(one.name, explorer, quiet=as_json):
+            if seed is None:
+                explored = explorer.systematic(one.bound if bound is None else bound, most=most)
+            else:
+                explored = explorer.at_random(seed, executions)
         as_expected = _as_expected(one, explored)
         good = good and as_expected
         if as_json:
@@ -86,6 +88,26 @@ def explore(
     if as_json:
         click.echo(json.dumps({"format": 1, "explored": documents}, indent=2))
     return ExitCode.SUCCESS if good else ExitCode.EXPECTATION_FAILED
+
+
+@contextmanager
+def _progress(name: str, explorer: Explorer, *, quiet: bool) -> Iterator[None]:
+    """Say on a terminal how far the search is."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(name)) as status:
+
+        def watch(counts: Counts, preemptions: int) -> None:
+            done = counts.schedules + counts.cut
+            status.update(Text(f"{name}: {done:,} executions, now with {preemptions} preemptions"))
+
+        explorer.watch = watch
+        yield
 
 
 def _chosen(names: Sequence[str]) -> list[Scenario]:
@@ -143,6 +165,7 @@ def _document(scenario: Scenario, explored: Exploration, *, as_expected: bool) -
         "as_expected": as_expected,
         "bound": explored.bound,
         "exhaustive": explored.exhaustive,
+        "unlimited": explored.unlimited,
         "schedules": counts.schedules,
         "cut_off": counts.cut,
         "orders": counts.states,

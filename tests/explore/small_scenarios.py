@@ -38,6 +38,20 @@ class Guarded(Counter):
             super().add()
 
 
+class Busy(Counter):
+    """Three threads count often, and nobody cares."""
+
+    def threads(self) -> dict[str, Callable[[], object]]:
+        return dict.fromkeys(("left", "middle", "right"), self.add)
+
+    def add(self) -> None:
+        for _ in range(3):
+            super().add()
+
+    def check(self) -> None:
+        pass
+
+
 class Crossed(Counter):
     """Two locks are taken in two orders."""
 

@@ -67,6 +67,20 @@ def test_search_of_what_is_right_covers_all(name: str, schedules: int) -> None:
     assert explored.exhaustive
     assert explored.unlimited
     assert explored.counts.schedules == schedules
+    assert f"{schedules} schedules with any number of preemptions, all of them" in summary(explored)
+
+
+def test_search_tells_who_watches_how_far_it_is() -> None:
+    told: list[tuple[int, int]] = []
+    searching = explorer("Guarded", limit=500)
+    searching.watch = lambda counts, preemptions: told.append((counts.schedules + counts.cut, preemptions))
+    searching.systematic(3)
+    assert told == []
+    busy = explorer("Busy")
+    busy.watch = lambda counts, preemptions: told.append((counts.schedules + counts.cut, preemptions))
+    explored = busy.systematic(2)
+    assert [done for done, _ in told] == list(range(100, explored.counts.schedules + explored.counts.cut + 1, 100))
+    assert told[-1][1] == 2
 
 
 def test_search_that_gives_up_says_that_there_was_more() -> None:
@@ -166,6 +180,10 @@ def test_patch_that_fits_nowhere_is_refused() -> None:
 
 
 def test_patch_changes_the_copy_only() -> None:
-    patch = Patch("small_scenarios", "            super().add()\n", "            pass\n        super().add()\n")
+    patch = Patch(
+        "small_scenarios",
+        "with self.lock:\n            super().add()\n",
+        "with self.lock:\n            pass\n        super().add()\n",
+    )
     assert violation(explorer("Guarded", patch).systematic(1)) == "invariant: 1 of 2 counted"
     assert violation(explorer("Guarded").systematic(1)) == ""

@@ -100,7 +100,10 @@ def _place(frame: FrameType | None) -> str:
 def summary(explored: Exploration) -> str:
     """Return what was explored, in a line, and what was found, in more."""
     counts = explored.counts
-    how = "at random" if explored.bound is None else f"up to {explored.bound} preemptions"
+    if explored.unlimited:
+        how = "with any number of preemptions"
+    else:
+        how = "at random" if explored.bound is None else f"up to {explored.bound} preemptions"
     done = ", all of them" if explored.exhaustive else ""
     text = f"{counts.schedules} schedules {how}{done}; {counts.cut} more cut off at a known order"
     text += f", {counts.states} orders, up to {counts.longest} steps"

@@ -30,6 +30,8 @@ from accel.testing.explore.world import World
 
 #: Executions at random by which shared data is learnt before anything is counted.
 _LEARNING = 20
+#: Executions from one call of `Explorer.watch` to the next.
+_WATCHED = 100
 
 
 class Run(Protocol):
@@ -114,6 +116,8 @@ class Explorer:
         self._world = world
         self._make = make
         self._limit = limit
+        #: Called now and then while it searches, with what was explored so far and the preemptions that are tried.
+        self.watch: Callable[[Counts, int], object] | None = None
         self._shared: frozenset[str] = frozenset()
 
     def systematic(self, bound: int, *, most: int | None = None) -> Exploration:
@@ -155,6 +159,8 @@ class Explorer:
                 counts.longest = max(counts.longest, engine.steps)
                 counts.schedules += not search.was_cut
                 counts.cut += search.was_cut
+                if self.watch is not None and not (counts.schedules + counts.cut) % _WATCHED:
+                    self.watch(counts, depth)
                 if engine.violation is not None:
                     counts.states = search.states
                     return self._found(engine, search.decisions, counts, bound)
