@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import enum
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 import attrs
@@ -162,6 +163,21 @@ class GuestProgram:
         """Return the program as text, one operation a line, loop bodies indented."""
         return _pretty(self.ops)
 
+    def walk(self) -> Iterator[Op]:
+        """Return the operations one by one, in the order in which a vCPU executes them; endless if the program is.
+
+        For an accelerator that interprets programs. Loops are followed; each turn of an empty one gives the `Loop`
+        itself, so that who spins there can still be kicked. The last is a `Halt`, after which nothing comes.
+
+        >>> list(GuestProgram([Loop([Load(0), Loop([], count=1)], count=2)]).walk())  # doctest: +NORMALIZE_WHITESPACE
+        [Load(address=0, size=4, expect=None), Loop(body=(), count=1), Load(address=0, size=4, expect=None),
+         Loop(body=(), count=1), Halt()]
+        """
+        for op in chain(_walk(self.ops), (Halt(),)):
+            yield op
+            if isinstance(op, Halt):
+                return
+
     @classmethod
     def from_data(cls, data: object, where: str = "program") -> GuestProgram:
         """Return the program that a list of tables describes, as TOML or JSON give it.
@@ -181,6 +197,18 @@ class GuestProgram:
     def to_data(self) -> list[dict[str, object]]:
         """Return the program as a list of tables for `from_data`."""
         return [_op_to_data(op) for op in self.ops]
+
+
+def _walk(ops: Iterable[Op]) -> Iterator[Op]:
+    for op in ops:
+        if not isinstance(op, Loop):
+            yield op
+            continue
+        # Not a range: a count may be larger than one can have.
+        turns = 0
+        while op.count is None or turns < op.count:
+            turns += 1
+            yield from _walk(op.body) if op.body else (op,)
 
 
 def _pretty(ops: Iterable[Op]) -> str:

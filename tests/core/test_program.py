@@ -1,6 +1,7 @@
 """GuestProgram: the rules of its operations, its plain-data form and its text."""
 
 import json
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -44,14 +45,19 @@ def _port_op(size: int) -> st.SearchStrategy[Op]:
     )
 
 
-OPS = st.recursive(
-    st.sampled_from([1, 2, 4, 8]).flatmap(_memory_op)
-    | st.sampled_from([1, 2, 4]).flatmap(_port_op)
-    | st.builds(Fetch, st.integers(0, (1 << 64) - 1))
-    | st.just(Halt()),
-    lambda inner: st.builds(Loop, st.lists(inner, max_size=4), st.none() | st.integers(1, (1 << 64) - 1)),
-    max_leaves=12,
-)
+def _ops(counts: st.SearchStrategy[int | None]) -> st.SearchStrategy[Op]:
+    return st.recursive(
+        st.sampled_from([1, 2, 4, 8]).flatmap(_memory_op)
+        | st.sampled_from([1, 2, 4]).flatmap(_port_op)
+        | st.builds(Fetch, st.integers(0, (1 << 64) - 1))
+        | st.just(Halt()),
+        lambda inner: st.builds(Loop, st.lists(inner, max_size=4), counts),
+        max_leaves=12,
+    )
+
+
+OPS = _ops(st.none() | st.integers(1, (1 << 64) - 1))
+FEW_TURNS = _ops(st.integers(1, 3))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["loop", "load", "out"]),
@@ -187,3 +193,27 @@ def test_program_str_shows_each_operation() -> None:
         "out1 0xf4 = errors",
         "halt",
     ]
+
+
+def expanded(ops: tuple[Op, ...]) -> list[Op]:
+    """Return what is executed up to and with the first halt, as a list that is multiplied out."""
+    found: list[Op] = []
+    for op in ops:
+        found += ((expanded(op.body) or [op]) * (op.count or 1)) if isinstance(op, Loop) else [op]
+    return found
+
+
+@given(st.lists(FEW_TURNS, max_size=6).map(tuple))
+def test_program_walk_gives_operations_as_executed_and_ends_with_a_halt(ops: tuple[Op, ...]) -> None:
+    executed = expanded((*ops, Halt()))
+    assert list(GuestProgram(ops).walk()) == executed[: executed.index(Halt()) + 1]
+
+
+def test_program_walk_of_endless_loop_goes_on_and_of_empty_one_gives_the_loop() -> None:
+    walk = GuestProgram([Loop([Store(0, 1), Loop([Loop([], count=2)])])]).walk()
+    assert list(islice(walk, 5)) == [Store(0, 1), *[Loop([], count=2)] * 4]
+    assert list(islice(GuestProgram([Loop([Store(0, 1)])]).walk(), 3)) == [Store(0, 1)] * 3
+
+
+def test_program_walk_of_more_turns_than_a_range_can_have_starts() -> None:
+    assert next(GuestProgram([Loop([Store(0, 1)], count=(1 << 64) - 1)]).walk()) == Store(0, 1)

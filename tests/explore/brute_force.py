@@ -109,6 +109,8 @@ class BruteForce:
         self.timeouts = timeouts
         self.shared = set(range(VARIABLES)) if everywhere else shared_variables(program)
         self.tries = everywhere or tries(program)
+        #: How many states the last walk went through.
+        self.walked = 0
 
     def outcomes(self, bound: int | None) -> set[Outcome | str]:
         """Return what may come of it with up to `bound` preemptions; None for any number."""
@@ -141,6 +143,7 @@ class BruteForce:
                 if way not in been:
                     been.add(way)
                     todo.append(way)
+        self.walked = len(been)
         return found
 
     def _move(self, state: State, thread: int) -> Move | None:
