@@ -1,225 +1,47 @@
-"""Finding plugins, and choosing an accelerator from a list with a reason for each that is passed over.
+"""The plugins of this process, and choosing an accelerator from a list with a reason for each that is passed over.
 
-Entry points of the group ``accel`` are loaded one by one, in order of their names; one that fails is noted
-and does not stop the others, and a name that is switched off is never imported. Built-in devices and loaders
-register through the same hooks as anyone's.
+Plugins are found when somebody first asks for them. Two environment variables say which: ``ACCEL_BLOCK_PLUGINS`` names
+those that are switched off, and ``ACCEL_PLUGIN_DIR`` a folder with plugins of one file each, which are left alone
+otherwise. Layer: above `plugin_manager`, which imports them, and `probing`, which asks accelerators.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
-from importlib import import_module, metadata
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-import pluggy
-from attrs import define, field
-
-from accel import hookspecs, turns
+from accel import turns
 from accel.backend import Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import NoAcceleratorError, PluginError, UsageError
-from accel.hookspecs import hookimpl
 from accel.options import nearest, parse_options
+from accel.plugin_manager import PluginInfo as PluginInfo
+from accel.plugin_manager import PluginManager as PluginManager
+from accel.probing import ask
 from accel.vm import OpenAccelerator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from accel.devices.base import DeviceType
-    from accel.loaders.image import Loader
 
 #: Names of plugins that are not loaded, separated by commas.
 BLOCK_VARIABLE = "ACCEL_BLOCK_PLUGINS"
-
-T = TypeVar("T")
-
-
-@hookimpl
-def accel_register_devices(register: Callable[[DeviceType], None]) -> None:
-    """Register the built-in devices."""
-    from accel.devices.builtin import BUILTIN_DEVICES
-
-    for device in BUILTIN_DEVICES:
-        register(device)
+#: A folder with plugins of one file each.
+FOLDER_VARIABLE = "ACCEL_PLUGIN_DIR"
 
 
-@hookimpl
-def accel_register_loaders(register: Callable[[Loader], None]) -> None:
-    """Register the built-in loaders."""
-    from accel.loaders.builtin import BUILTIN_LOADERS
+def plugin_manager() -> PluginManager:
+    """Return the process's plugin manager, loaded on first use.
 
-    for loader in BUILTIN_LOADERS:
-        register(loader)
-
-
-_BUILTIN = SimpleNamespace(accel_register_devices=accel_register_devices, accel_register_loaders=accel_register_loaders)
-
-
-@define(eq=False)
-class PluginInfo:
-    """One plugin that was found.
-
-    Attributes:
-        name: The entry point's name.
-        distribution: The distribution that brought it, with its version.
-        error: Why it is not in use, or None.
+    If the environment variables say something else later, it is another one, with its own instances of what plugins
+    register.
     """
-
-    name: str
-    distribution: str
-    error: PluginError | None = None
-
-
-@define(eq=False)
-class PluginManager:
-    """Loads plugins and hands out what they registered.
-
-    Attributes:
-        plugins: Every plugin found, by name, in order of names.
-        hook: pluggy's hook callers.
-    """
-
-    blocked: frozenset[str] = frozenset()
-    plugins: dict[str, PluginInfo] = field(factory=dict, init=False)
-    _manager: pluggy.PluginManager = field(init=False)
-    # What each registration hook brought, by name, and by identity which plugin it came from. Kept, since plugins may
-    # make a new object each time they are asked.
-    _found: dict[str, dict[str, Any]] = field(factory=dict, init=False)
-    _sources: dict[int, str] = field(factory=dict, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._manager.register(_BUILTIN, "builtin")
-
-    @property
-    def hook(self) -> Any:
-        """pluggy's hook callers, such as ``hook.accel_machine_created(machine=…)``."""
-        return self._manager.hook
-
-    def load_entry_points(self) -> None:
-        """Load every plugin of the entry-point group that is not blocked."""
-        points = metadata.entry_points(group=hookspecs.PROJECT)
-        for point in sorted(points, key=lambda one: (one.name, one.value)):
-            dist = point.dist
-            source = f"{dist.name} {dist.version}" if dist else "?"
-            if point.name in self.blocked:
-                info = PluginInfo(point.name, source, PluginError(point.name, source, "switched off"))
-            elif point.name in self.plugins:
-                other = self.plugins[point.name].distribution
-                problem = f"the name is taken by {other}; uninstall one of them"
-                self.plugins[f"{point.name} ({source})"] = PluginInfo(
-                    point.name, source, PluginError(point.name, source, problem)
-                )
-                continue
-            else:
-                info = PluginInfo(point.name, source)
-                try:
-                    self.register(_load(point), point.name, source)
-                except PluginError as error:
-                    info.error = error
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
-                    problem = f"cannot be imported: {type(error).__name__}: {error}"
-                    info.error = PluginError(point.name, source, problem)
-            self.plugins[info.name] = info
-
-    def register(self, plugin: object, name: str, source: str = "?") -> None:
-        """Add a plugin: any object with hook implementations; `source` says for messages who brought it.
-
-        Raises:
-            PluginError: It implements a hook that does not exist or with arguments that do not.
-        """
-        self._forget()
-        try:
-            self._manager.register(plugin, name)
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            if self._manager.is_registered(plugin):  # some versions of pluggy take it out themselves
-                self._manager.unregister(plugin)
-            raise PluginError(name, source, f"breaks the hook contract: {error}") from error
-        except ValueError as error:
-            raise PluginError(name, source, str(error)) from error
-
-    def unregister(self, plugin: object) -> None:
-        """Take out a plugin that `register` added; what it registered is gone with it."""
-        self._forget()
-        self._manager.unregister(plugin)
-
-    def _forget(self) -> None:
-        self._found.clear()
-        self._sources.clear()
-
-    # what plugins registered
-
-    def accelerators(self) -> dict[str, Accelerator]:
-        """Return the registered accelerators by name."""
-        return self._collect("accel_register_accelerators", lambda one: one.name)
-
-    def devices(self) -> dict[str, DeviceType]:
-        """Return the registered kinds of device by name."""
-        return self._collect("accel_register_devices", lambda one: one.name)
-
-    def loaders(self) -> dict[str, Loader]:
-        """Return the registered image formats by name."""
-        return self._collect("accel_register_loaders", lambda one: one.name)
-
-    def source(self, registered: object) -> str:
-        """Return the name of the plugin that registered something."""
-        return self._sources.get(id(registered), "builtin")
-
-    def _collect(self, hook_name: str, key: Callable[[Any], str]) -> dict[str, Any]:
-        """Return what the registration hook brings, in order of names; asks the plugins once."""
-        if hook_name not in self._found:
-            self._found[hook_name] = self._ask(hook_name, key)
-        return dict(self._found[hook_name])
-
-    def _ask(self, hook_name: str, key: Callable[[Any], str]) -> dict[str, Any]:
-        """Call each plugin's registration hook by itself, so that one that fails is named."""
-        found: dict[str, Any] = {}
-        for implementation in getattr(self.hook, hook_name).get_hookimpls():
-            plugin = implementation.plugin_name
-
-            def register(thing: Any, plugin: str = plugin) -> None:
-                if key(thing) in found:
-                    taken = self._sources[id(found[key(thing)])]
-                    problem = f"'{key(thing)}' is registered by plugin '{taken}' already"
-                    raise PluginError(plugin, self._info(plugin).distribution, problem)
-                found[key(thing)] = thing
-                self._sources[id(thing)] = plugin
-
-            try:
-                implementation.function(register)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything; the others go on
-                self._note_failure(plugin, hook_name, error)
-        return dict(sorted(found.items()))
-
-    def _info(self, plugin: str) -> PluginInfo:
-        return self.plugins.setdefault(plugin, PluginInfo(plugin, "?"))
-
-    def _note_failure(self, plugin: str, hook_name: str, error: BaseException) -> None:
-        info = self._info(plugin)
-        if isinstance(error, PluginError):
-            info.error = error
-        else:
-            problem = f"{hook_name} failed: {type(error).__name__}: {error}"
-            info.error = PluginError(plugin, info.distribution, problem)
-
-
-def _load(point: metadata.EntryPoint) -> object:
-    """Return what an entry point names."""
-    # Not by its own `load`: where modules are copied, the copy is wanted, which `import_module` gives here.
-    found: object = import_module(point.module)
-    return functools.reduce(getattr, filter(None, (point.attr or "").split(".")), found)
+    return _loaded(os.environ.get(BLOCK_VARIABLE, ""), os.environ.get(FOLDER_VARIABLE, ""))
 
 
 @functools.cache
-def plugin_manager() -> PluginManager:
-    """Return the process's plugin manager, loaded on first use; ``ACCEL_BLOCK_PLUGINS`` switches plugins off."""
-    names = os.environ.get(BLOCK_VARIABLE, "").split(",")
-    manager = PluginManager(frozenset(name.strip() for name in names if name.strip()))
+def _loaded(blocked: str, folder: str) -> PluginManager:
+    manager = PluginManager(frozenset(name.strip() for name in blocked.split(",") if name.strip()))
     manager.load_entry_points()
+    if folder:
+        manager.load_folder(Path(folder))
     return manager
 
 
@@ -269,7 +91,9 @@ def find_accelerator(name: str) -> Accelerator:
     plugin = plugin_manager().plugins.get(name)
     if plugin is not None and plugin.error is not None:
         return _Missing(name, plugin.error)
-    raise UsageError(f"no accelerator '{name}'; {nearest(name, known)}")
+    broken = [one.name for one in plugin_manager().plugins.values() if one.state == "broken"]
+    missing = f" (broken plugins: {', '.join(broken)}; see accelctl plugins)" if broken else ""
+    raise UsageError(f"no accelerator '{name}'; {nearest(name, known)}{missing}")
 
 
 def check_options(name: str, given: Mapping[str, object]) -> None:
@@ -285,11 +109,24 @@ def check_options(name: str, given: Mapping[str, object]) -> None:
 
 
 def probe(accelerator: Accelerator) -> Availability:
-    """Return whether `accelerator` can be used; one whose probe raises cannot, and the reason says so."""
-    try:
-        return accelerator.probe()
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-        return Availability(False, f"its probe failed: {type(error).__name__}: {error}")
+    """Return whether `accelerator` can be used; one whose probe is no good cannot, and the reason says whose it is.
+
+    Waits at most for ``ACCEL_PROBE_TIMEOUT`` seconds, by default 5.
+    """
+    return probe_all([accelerator])[0]
+
+
+def probe_all(accelerators: Sequence[Accelerator]) -> list[Availability]:
+    """Do the same with several at once, so that slow ones are waited for together."""
+    found = []
+    for accelerator, answer in zip(accelerators, ask(accelerators), strict=True):
+        if isinstance(answer, str):
+            info = plugin_manager().plugins.get(plugin_manager().source(accelerator))
+            answer = Availability(False, answer if info is None else str(info.problem(answer)))
+        elif not answer.ok and not answer.reason:
+            answer = Availability(False, "its probe says that it cannot be used, and no reason")
+        found.append(answer)
+    return found
 
 
 def open_accelerator(

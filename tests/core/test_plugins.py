@@ -170,10 +170,13 @@ def test_plugins_that_work_are_in_use_whatever_the_others_do(found: dict) -> Non
         ("a-breaks", "cannot be imported: ModuleNotFoundError: No module named 'there_is_no_such_module'"),
         ("b-raises", "cannot be imported: ValueError: cannot do it"),
         ("c-exits", "cannot be imported: SystemExit: this is a script"),
-        ("d-unknown", "unknown hook 'accel_register_accelerator'"),
-        ("e-signature", "hook 'accel_register_accelerators'"),
+        ("d-unknown", "there is no hook 'accel_register_accelerator'; did you mean 'accel_register_accelerators'?"),
+        (
+            "e-signature",
+            "accel_register_accelerators takes 'machine', which the hook does not give; it gives: register",
+        ),
         ("g-hook", "accel_register_accelerators failed: KeyError: 'half way'"),
-        ("i-taken", "'from-h-first' is registered by plugin 'h-twice' already"),
+        ("i-taken", "accelerator 'from-h-first' is registered by plugin 'h-twice' (from dist-h-first 1.2) already"),
     ],
 )
 def test_plugins_that_break_say_why_and_who_brought_them(found: dict, plugin: str, problem: str) -> None:
@@ -189,7 +192,7 @@ def test_plugins_with_a_wrong_hook_register_nothing(found: dict) -> None:
 def test_plugins_of_one_name_leave_the_first_and_tell_of_the_second(found: dict) -> None:
     assert found["plugins"]["h-twice"] == ["h-twice", "dist-h-first 1.2", None]
     text = _error(found, "h-twice (dist-h-second 1.2)")
-    assert "the name is taken by dist-h-first 1.2; uninstall one of them" in text
+    assert "the name is taken by dist-h-first 1.2; uninstall or rename one of them" in text
     assert "from-h-second" not in found["accelerators"]
 
 
@@ -231,6 +234,10 @@ class Fake(Accelerator):
 
     def create_vm(self, config):
         raise AssertionError
+
+
+#: Where its probe raises.
+RAISES = Fake.probe.__code__.co_firstlineno + 3
 
 
 class Plugin:
@@ -317,8 +324,10 @@ def test_plugin_that_registers_rubbish_is_named_and_the_others_go_on() -> None:
     devices = manager.devices()
     assert {"serial", "late", "cmos"} <= set(devices)
     assert devices["serial"].summary != "a name that is taken"
-    assert "AttributeError" in str(manager.plugins["rubbish"].error)
-    assert "'serial' is registered by plugin 'builtin' already" in str(manager.plugins["taken"].error)
+    assert str(manager.plugins["rubbish"].error) == "plugin 'rubbish' (from ?): 5 is no DeviceType"
+    assert "device 'serial' is registered by plugin 'builtin' (from accel) already" in str(
+        manager.plugins["taken"].error
+    )
     assert manager.source(devices["serial"]) == "builtin"
     assert manager.source(devices["late"]) == "taken"
 
@@ -360,7 +369,7 @@ def test_open_accelerator_says_why_each_was_passed_over(registered) -> None:
     assert caught.value.reasons == {
         "x86-only": "executes x86, and this needs program",
         "absent": "this host has none",
-        "broken": "its probe failed: OSError: probe exploded",
+        "broken": f"plugin 'test-1' (from ?): its probe failed: OSError: probe exploded ({__file__}:{RAISES})",
     }
     assert list(caught.value.reasons) == ["x86-only", "absent", "broken"]
     assert "accelctl list accelerators" in str(caught.value)
@@ -368,7 +377,9 @@ def test_open_accelerator_says_why_each_was_passed_over(registered) -> None:
 
 
 def test_probe_that_raises_is_an_answer() -> None:
-    assert probe(Fake("broken", ValueError("odd"))) == Availability(False, "its probe failed: ValueError: odd")
+    assert probe(Fake("broken", ValueError("odd"))) == Availability(
+        False, f"its probe failed: ValueError: odd ({__file__}:{RAISES})"
+    )
 
 
 def test_open_accelerator_checks_names_and_options_before_it_probes(registered) -> None:
