@@ -24,7 +24,7 @@ from accel.errors import AccelError
 #: Set to anything but 0, it shows where an error comes from.
 DEBUG_VARIABLE = "ACCEL_DEBUG"
 
-_COMMANDS = ("run", "mtree", "list", "demo", "stress", "explore", "locks")
+_COMMANDS = ("run", "mtree", "list", "demo", "stress", "explore", "locks", "conformance")
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
