@@ -42,16 +42,20 @@ class AccelError(Exception):
     Attributes:
         listener: Name of the memory listener that refused a change or failed in it, or None.
         step: What it was doing, such as ``region_add``, ``prepare`` or ``apply``.
+        origin: Whose listener or hook it was that nobody called for by name, and how to do without; or None.
     """
 
     listener: str | None = None
     step: str | None = None
+    origin: str | None = None
 
     def __str__(self) -> str:
-        return self._with_listener(super().__str__())
+        return self._with_origin(super().__str__())
 
-    def _with_listener(self, text: str) -> str:
-        return text if self.listener is None else f"{text} (memory listener '{self.listener}', {self.step})"
+    def _with_origin(self, text: str) -> str:
+        where = [] if self.listener is None else [f"memory listener '{self.listener}', {self.step}"]
+        where += [] if self.origin is None else [self.origin]
+        return f"{text} ({'; '.join(where)})" if where else text
 
 
 class UsageError(AccelError, ValueError):
@@ -235,7 +239,7 @@ class BackendError(AccelError, OSError):
         self._text = text
 
     def __str__(self) -> str:
-        return self._with_listener(self._text)
+        return self._with_origin(self._text)
 
 
 class MemorySlotError(BackendError):

@@ -21,7 +21,8 @@ from accel.memory.address_space import AddressSpace
 from accel.memory.backing import Backing
 from accel.memory.ram_block import check_host_memory
 from accel.memory.transaction import Atomic
-from accel.plugins import open_accelerator, plugin_manager
+from accel.plugin_calls import MachinePlugins, loaders
+from accel.plugins import open_accelerator
 from accel.program import GuestProgram
 from accel.result import RunResult
 from accel.run import Run
@@ -58,6 +59,7 @@ class Machine:
         self._irqchip = irqchip
         self._run: Run | None = None
         self._closed = False
+        self._plugins = MachinePlugins(self)
         self.accelerator = opened.name
         self.cpus = cpus
         self.vm = opened.create_vm(irqchip=irqchip, pit=pit)
@@ -105,6 +107,7 @@ class Machine:
             NoAcceleratorError: No accelerator can be used; has the reason for each.
             CapabilityError: The accelerator has no interrupt controller.
             BackendError: A call into it failed; everything is closed again.
+            PluginError: A plugin failed that is told of machines; everything is closed again.
         """
         size = parse_size(memory)
         ram_layout(size)
@@ -112,7 +115,8 @@ class Machine:
         if cpus < 1:
             raise UsageError(f"{cpus} vCPUs: a machine needs at least one")
         opened = open_accelerator(accelerators, options=options, executes=executes)
-        try:
+        with ExitStack() as undo:
+            undo.callback(opened.close)
             machine = cls(
                 opened,
                 memory=size,
@@ -121,10 +125,9 @@ class Machine:
                 pit=irqchip if pit is None else pit,
                 backing=backing,
             )
-            machine._tell_plugins()
-        except BaseException:
-            opened.close()
-            raise
+            undo.callback(machine.close)
+            machine._plugins.created()
+            undo.pop_all()
         return machine
 
     # what it is made of
@@ -205,7 +208,7 @@ class Machine:
             image = program_image(image)
         elif not isinstance(image, Image):
             options = LoadOptions(load_address, entry, None if mode is None else BootMode(mode))
-            image = load_image(image, options, plugin_manager().loaders().values(), loader)
+            image = load_image(image, options, loaders(), loader)
         if image.executes not in executes:
             raise CapabilityError(f"{self.accelerator} cannot execute {image.executes}, which {image.name} is")
         self._ram.place(image, self.vm, irqchip=self._irqchip)
@@ -261,6 +264,7 @@ class Machine:
         Raises:
             InhibitTimeoutError: A vCPU did not come out; nothing is released under it, and close may be retried.
             StateError: Called inside a transaction or by a device handler.
+            PluginError: A plugin failed when it was told; everything is released, and all plugins were told.
         """
         if self._closed:
             return
@@ -271,7 +275,7 @@ class Machine:
             self._run.settle()  # its error belongs to whoever waits for the run
         self._closed = True
         with ExitStack() as stack:  # all of it happens, whatever raises
-            stack.callback(plugin_manager().hook.accel_machine_closed, machine=self)
+            stack.callback(self._plugins.closed)
             stack.callback(self.ram.release)
             stack.callback(self._opened.close)
             stack.callback(self._devices.close)
@@ -298,13 +302,6 @@ class Machine:
         return lambda level: self.vm.set_irq(number, level)
 
     # details
-
-    def _tell_plugins(self) -> None:
-        hook = plugin_manager().hook
-        for listeners in hook.accel_memory_listeners(machine=self):
-            for listener in listeners:
-                self.memory.add_listener(listener)
-        hook.accel_machine_created(machine=self)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -17,9 +17,6 @@ import pluggy
 from accel.backend import Accelerator
 from accel.options import Option, nearest
 
-#: Hooks of this name are asked once, each plugin by itself; they are no place for pluggy's wrappers.
-REGISTRATION = "accel_register_"
-
 #: Names are written in lists with commas, and before a dot as in ``-o kvm.hold=unsafe``.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Longest that the words of a foreign error are in a message.
@@ -44,7 +41,7 @@ def contract_problem(manager: pluggy.PluginManager, plugin: object) -> str | Non
         if unknown:
             names = " and ".join(f"'{one}'" for one in unknown)
             problems.append(f"{hook} takes {names}, which the hook does not give; it gives: {', '.join(given)}")
-        elif hook.startswith(REGISTRATION) and (implementation.wrapper or implementation.hookwrapper):
+        elif implementation.wrapper or implementation.hookwrapper:
             problems.append(f"{hook} cannot be a wrapper; each plugin's is called by itself")
     return "; ".join(problems) or None
 
@@ -88,7 +85,7 @@ def registered_problem(hook: str, thing: object) -> str | None:
 
     kind = DeviceType if hook == "accel_register_devices" else Loader
     if not isinstance(thing, kind):
-        return f"{_shown(thing)} is no {kind.__name__}"
+        return f"{shown(thing)} is no {kind.__name__}"
     return _name_problem(thing) or (_options_problem(thing.options) if isinstance(thing, DeviceType) else None)
 
 
@@ -97,14 +94,14 @@ def accelerator_problem(thing: object) -> str | None:
     if isinstance(thing, type) and issubclass(thing, Accelerator):
         return f"{thing.__name__} is a class; register an accelerator: {thing.__name__}()"
     if not isinstance(thing, Accelerator):
-        return f"{_shown(thing)} is no accelerator; derive its class from accel.Accelerator"
+        return f"{shown(thing)} is no accelerator; derive its class from accel.Accelerator"
     executes = getattr(thing, "executes", None)
     if problem := _name_problem(thing):
         return problem
     if not isinstance(executes, Set) or not all(isinstance(one, str) for one in executes):
-        return f"{_shown(thing)}.executes is {_shown(executes)}; it must be a frozenset, as frozenset({{'program'}})"
+        return f"{shown(thing)}.executes is {shown(executes)}; it must be a frozenset, as frozenset({{'program'}})"
     if not isinstance(thing.summary, str) or type(thing.priority) is not int:
-        return f"{_shown(thing)}: its summary must be text and its priority a whole number"
+        return f"{shown(thing)}: its summary must be text and its priority a whole number"
     return _options_problem(thing.options)
 
 
@@ -112,15 +109,15 @@ def _name_problem(thing: object) -> str | None:
     name = getattr(thing, "name", None)
     if isinstance(name, str) and _NAME.fullmatch(name):
         return None
-    return f"{_shown(thing)}.name is {_shown(name)}; it must be letters, digits, '-' and '_'"
+    return f"{shown(thing)}.name is {shown(name)}; it must be letters, digits, '-' and '_'"
 
 
 def _options_problem(options: object) -> str | None:
     if not isinstance(options, Sequence) or isinstance(options, str):
-        return f"its options are {_shown(options)}; they must be a tuple of accel.Option"
+        return f"its options are {shown(options)}; they must be a tuple of accel.Option"
     for one in options:
         if not isinstance(one, Option):
-            return f"its options hold {_shown(one)}, which is no accel.Option"
+            return f"its options hold {shown(one)}, which is no accel.Option"
     names = [one.name for one in options]
     twice = {one for one in names if names.count(one) > 1}
     return f"it declares option '{min(twice)}' twice" if twice else None
@@ -131,15 +128,15 @@ def availability_problem(answer: object) -> str | None:
     from accel.backend import Availability
 
     if not isinstance(answer, Availability):
-        return f"its probe returned {_shown(answer)}, not an accel.Availability"
+        return f"its probe returned {shown(answer)}, not an accel.Availability"
     # Nothing has checked what the plugin put there.
     ok, reason, capabilities, details = map(_unchecked, (answer.ok, answer.reason, answer.capabilities, answer.details))
     if type(ok) is not bool or not isinstance(reason, str):
-        return f"its probe returned ok={_shown(ok)} and reason={_shown(reason)}; they are a bool and text"
+        return f"its probe returned ok={shown(ok)} and reason={shown(reason)}; they are a bool and text"
     if not isinstance(capabilities, Set) or not all(isinstance(one, str) for one in capabilities):
-        return f"its probe returned capabilities={_shown(capabilities)}; they are a set of accel.Capability"
+        return f"its probe returned capabilities={shown(capabilities)}; they are a set of accel.Capability"
     if not isinstance(details, Mapping):
-        return f"its probe returned details={_shown(details)}; they are a dict of texts"
+        return f"its probe returned details={shown(details)}; they are a dict of texts"
     return None
 
 
@@ -147,7 +144,7 @@ def _unchecked(thing: object) -> object:
     return thing
 
 
-def _shown(thing: object) -> str:
+def shown(thing: object) -> str:
     """Return a thing of a plugin in a few words: a value as it is written, anything else by its class."""
     if thing is None or isinstance(thing, (str, int, float, bool, tuple, list, set, frozenset, dict)):
         return _cut(repr(thing), 60)

@@ -22,7 +22,7 @@ from accel.blocker import AccelBlocker
 from accel.errors import MapLostError
 from accel.interrupts import deliver_interrupts
 from accel.memory.flat_view import FlatView, MemoryRegionSection
-from accel.memory.listener import MemoryListener, Update, call, falling, tell_all
+from accel.memory.listener import MemoryListener, Update, blame, call, falling, tell_all
 from accel.memory.record import SpaceChange, record
 from accel.memory.served import ServedHistory
 
@@ -111,7 +111,7 @@ class Commit:
     # hold, apply, publish and resume
 
     def _apply_held(self, updates: Sequence[tuple[MemoryListener, Update]], hold: Hold, timeout: float) -> None:
-        self.held = hold == "always" or (hold == "changes" and bool(updates))
+        self.held = hold == "always" or (hold == "changes" and any(not update.watches for _, update in updates))
         self.held |= hold == "asked" and _asks(updates)
         # Worked out before the hold, as all that can be: the guest stands still meanwhile.
         published = self._published
@@ -184,7 +184,7 @@ def _undo(begun: Sequence[tuple[MemoryListener, Update]]) -> MapLostError | None
         except BaseException as error:  # noqa: BLE001 - whatever it is, the map is lost
             if lost is None:
                 lost = error if isinstance(error, MapLostError) else _map_lost(error)
-                lost.listener, lost.step = listener.name, "undo"
+                blame(listener, "undo", lost)
     return lost
 
 

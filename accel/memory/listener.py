@@ -74,11 +74,13 @@ class Update(ABC):
             every vCPU is held.
         needs_hold_unless_last: Whether the guest could see half of its undoing after all its steps were made. That
             happens where another update of the same commit comes later and fails, so a hold is needed if there is one.
+        watches: Whether it changes nothing and only hears when the others do, so that it is no reason for a hold.
         lock: Held from before the hold to after the last step, if there is one.
     """
 
     needs_hold: bool = False
     needs_hold_unless_last: bool = False
+    watches: bool = False
     lock: Lock | None = None
 
     @abstractmethod
@@ -125,10 +127,12 @@ class MemoryListener:
     Attributes:
         name: For messages.
         priority: See the module's text.
+        origin: Whose it is and how to do without it, for messages; of a listener that a plugin's hook brought.
     """
 
     name: str = "listener"
     priority: int = PRIORITY_MIN
+    origin: str | None = None
 
     # a transaction
 
@@ -210,17 +214,24 @@ def call(listener: MemoryListener, step: str, function: Callable[P, R], *argumen
     """Call `function`, which does `step` for `listener`.
 
     Raises:
-        AccelError: It raised this, which now says the listener's name and the step.
+        AccelError: It raised this, which now says the listener's name, its plugin if it has one, and the step.
         ListenerError: It raised some other exception, which is the cause.
     """
     try:
         return function(*arguments, **options)
     except AccelError as error:
         if error.listener is None:
-            error.listener, error.step = listener.name, step
+            blame(listener, step, error)
         raise
     except Exception as error:
-        raise ListenerError(listener.name, step, error) from error
+        failed = ListenerError(listener.name, step, error)
+        blame(listener, step, failed)
+        raise failed from error
+
+
+def blame(listener: MemoryListener, step: str, error: AccelError) -> None:
+    """Note in `error` that `listener` raised it in `step`."""
+    error.listener, error.step, error.origin = listener.name, step, listener.origin
 
 
 def tell(listener: MemoryListener, step: str) -> None:
@@ -228,7 +239,8 @@ def tell(listener: MemoryListener, step: str) -> None:
     try:
         getattr(listener, step)()
     except Exception:  # noqa: BLE001 - what happened is not to be changed by who hears of it
-        _log.exception("memory listener '%s' failed in %s", listener.name, step)
+        origin = "" if listener.origin is None else f" ({listener.origin})"
+        _log.exception("memory listener '%s' failed in %s%s", listener.name, step, origin)
 
 
 def tell_all(listeners: Iterable[MemoryListener], step: str) -> None:

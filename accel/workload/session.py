@@ -22,6 +22,7 @@ from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
 from accel.machine import Machine
 from accel.options import parse_options
+from accel.plugin_calls import create_device, loaders
 from accel.plugins import plugin_manager
 from accel.program import GuestProgram
 from accel.result import RunResult
@@ -134,7 +135,7 @@ class Session:
         types = plugin_manager().devices()
         for index, spec in enumerate(self._workload.devices):
             kind = types[spec.type]
-            device = kind.create(parse_options(f"device[{index}]", kind.options, spec.options))
+            device = create_device(kind, parse_options(f"device[{index}]", kind.options, spec.options))
             if kind.console:
                 device.output = cast(BinaryIO, self.console)  # type: ignore[attr-defined]
             if self.line is None and isinstance(device, TakesInput):
@@ -198,16 +199,15 @@ def _image(spec: ImageSpec) -> Image | GuestProgram:
     """Return what the vCPUs start with."""
     if spec.program is not None:
         return spec.program
-    loaders = plugin_manager().loaders().values()
-    payload = None
+    known, payload = loaders(), None
     if spec.path is not None:
         options = LoadOptions(spec.load_address, spec.entry, spec.mode)
-        payload = load_image(os.fspath(spec.path), options, loaders, spec.loader)
+        payload = load_image(os.fspath(spec.path), options, known, spec.loader)
         if spec.firmware is None:
             return payload
     if spec.firmware is None:
         raise UsageError("nothing to run: name an image, a program or firmware")
-    firmware = load_image(os.fspath(spec.firmware), LoadOptions(), loaders, "firmware")
+    firmware = load_image(os.fspath(spec.firmware), LoadOptions(), known, "firmware")
     return firmware if payload is None else _behind(firmware, payload)
 
 

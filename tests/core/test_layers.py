@@ -16,7 +16,7 @@ from attrs import frozen
 import accel
 
 ROOT = Path(accel.__file__).parent.parent
-PLUGINS = ("accel_kvm", "accel_mock", "accel_hvf_stub")
+PLUGINS = ("accel_kvm", "accel_mock", "accel_hvf_stub", "accel_trace")
 
 #: Top to bottom. A module stands in the longest entry that it begins with; modules of one entry may import each
 #: other, but not in a circle.
@@ -36,6 +36,7 @@ LAYERS = [
     "accel.port_dispatch",
     "accel.run_control",
     "accel.result",
+    "accel.plugin_calls",
     "accel.plugins",
     "accel.probing",
     "accel.plugin_manager",
@@ -108,6 +109,7 @@ UPWARD_TYPES = {
     ("accel.gate", "accel.blocker"): "a gate belongs to a blocker, which makes it",
     ("accel.memory.address_space", "accel.memory.transaction"): "a space is part of every transaction",
     ("accel.hookspecs", "accel.machine"): "hooks are told of machines",
+    ("accel.plugin_calls", "accel.machine"): "a machine's plugins belong to it, which makes the object",
     ("accel.hookspecs", "accel.loaders.image"): "loaders are registered by a hook",
     ("accel.hookspecs", "accel.devices.base"): "devices are registered by a hook",
 }

@@ -142,7 +142,7 @@ def in_decimal(cells: list[str]) -> list[str]:
 
 def own(found: dict[str, Any]) -> dict[str, Any]:
     """Leave out what plugins of others brought."""
-    ours = {"builtin", "kvm", "mock", "hvf"}
+    ours = {"builtin", "kvm", "mock", "hvf", "trace"}
     return {name: one for name, one in found.items() if plugin_manager().source(one) in ours}
 
 
@@ -254,7 +254,7 @@ def test_locking_page_gives_the_order_of_the_ranks(pages):
 def plain_locks() -> set[str]:
     """Return `Class.attribute` of each lock that is no `accel.locks.Lock`, read from the sources."""
     found = set()
-    for folder in ("accel", "accel_kvm", "accel_mock", "accel_hvf_stub"):
+    for folder in ("accel", "accel_kvm", "accel_mock", "accel_hvf_stub", "accel_trace"):
         for path in (ROOT / folder).rglob("*.py"):
             # Scenarios have locks of their own to be explored, which protect nothing of the project.
             if path.name == "locks.py" or "scenarios" in path.parts:
