@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accel.devices.port_handler import PortAccess as PortAccess
     from accel.errors import AccelError as AccelError
     from accel.exits import Debug as Debug
+    from accel.exits import DirtyRingFull as DirtyRingFull
     from accel.exits import ExitKind as ExitKind
     from accel.exits import FailEntry as FailEntry
     from accel.exits import Halt as Halt
@@ -80,6 +81,7 @@ _WHERE = {
     "Device": "accel.devices.base",
     "DeviceType": "accel.devices.base",
     "DirtyClient": "accel.memory.dirty",
+    "DirtyRingFull": "accel.exits",
     "ExitKind": "accel.exits",
     "FailEntry": "accel.exits",
     "FlatView": "accel.memory.flat_view",

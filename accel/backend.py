@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from attrs import Factory, field, frozen
@@ -35,6 +35,8 @@ class Capability(enum.StrEnum):
     COALESCED_MMIO = "coalesced-mmio"
     IOEVENTFD = "ioeventfd"
     DIRTY_LOG = "dirty-log"
+    #: Can note written pages in a ring of each vCPU instead (`VmBackend.empty_dirty_rings`).
+    DIRTY_RING = "dirty-ring"
     IRQCHIP = "irqchip"
     PIT = "pit"
     #: Brings all vCPUs out and keeps them out by itself (`VmBackend.kick_all`).
@@ -53,8 +55,36 @@ class Availability:
     details: Mapping[str, str] = field(factory=dict)
 
 
+@frozen
+class RecordedCall:
+    """A call into the accelerator that was noted instead of being made; see `VmBackend.take_calls`.
+
+    What it says is the same in each run: no host addresses, no file descriptors.
+
+    Attributes:
+        name: The function or ioctl.
+        arguments: By name, in the order in which they are shown. Addresses, sizes and flags as integers, or as text
+            where that says more.
+        result: What it gave, such as the name of the code for success.
+    """
+
+    name: str
+    arguments: Mapping[str, int | str]
+    result: str
+
+
 #: What an accelerator must offer for a ``hold``.
 HOLD_NEEDS = {"kick-all": Capability.KICK_ALL_VCPUS, "region-list": Capability.REGION_LIST}
+
+#: The option of accelerators that have dirty rings.
+DIRTY_RING_OPTION = Option(
+    "dirty_ring_size",
+    "int",
+    0,
+    "note written pages in a ring of so many entries for each vCPU, a power of two; 0 for a bitmap for each slot",
+    minimum=0,
+    maximum=1 << 16,
+)
 
 #: The options of every slot-like accelerator. `Vm` reads ``hold`` and ``inhibit_timeout_ms``, the listener
 #: reads ``plan``; and ``hold``, if its VM has `Capability.REGION_LIST`: for ``region-list`` it brings `SlotUpdate`
@@ -115,6 +145,8 @@ class Accelerator(ABC):
     options: ClassVar[tuple[Option, ...]] = ()
     #: Whether its vCPUs run in this process and take turns (`accel.turns`), so that its runs can be repeated.
     takes_turns: ClassVar[bool] = False
+    #: Whether it can tell which calls a memory map would make without making them: it has `create_dry_vm`.
+    dry_run: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -128,6 +160,17 @@ class Accelerator(ABC):
             BackendError: A call failed.
             CapabilityError: `config` asks for something it does not offer.
         """
+
+    def create_dry_vm(self, config: VmConfig) -> VmBackend:
+        """Create a VM that notes the calls that it would make (`VmBackend.take_calls`), for a `dry_run`.
+
+        It opens nothing and works on every host, whatever `probe` says. Its listener plans and refuses as that of a
+        real VM. Its vCPUs never run; the core does not create any.
+
+        Raises:
+            CapabilityError: It cannot tell; `dry_run` says so too.
+        """
+        raise CapabilityError(f"{self.name} offers no dry run: it cannot tell its calls without making them")
 
 
 class CoalescedRing(Protocol):
@@ -200,9 +243,24 @@ class VmBackend(ABC):
         """Let the vCPUs go on after `kick_all`. Must not fail."""
         raise CapabilityError("this accelerator cannot kick all vCPUs by itself; use hold=inhibit")
 
+    def empty_dirty_rings(self) -> None:
+        """Merge what is in the dirty rings into the logs of its slots, so that vCPUs can go on; with `DIRTY_RING` only.
+
+        Called under the big lock after a vCPU has come out with ``DIRTY_RING_FULL``; vCPUs may run. See
+        `accel.memory.dirty_rings`.
+
+        Raises:
+            BackendError: The accelerator failed; nothing is lost.
+        """
+        raise CapabilityError("this accelerator has no dirty rings, so none can be full")
+
     def memory_figures(self) -> Mapping[str, float]:
         """Return figures of its memory for reports, such as `SlotPlanner.figures`; read without a lock."""
         return {}
+
+    def take_calls(self) -> Sequence[RecordedCall]:
+        """Return the calls that changed memory since the last time, in order, and forget them; of a dry VM only."""
+        return ()
 
     def host(self) -> str:
         """Return the flavour of host it runs on, for reports."""

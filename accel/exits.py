@@ -40,6 +40,7 @@ class ExitKind(enum.IntEnum):
     INTERNAL_ERROR = 6
     DEBUG = 7
     OTHER = 8
+    DIRTY_RING_FULL = 9
 
 
 def pack_io(*, is_out: bool, size: int, port: int, count: int = 1) -> int:
@@ -160,3 +161,8 @@ class OtherExit(Exit):
 
     reason: int
     detail: str = ""
+
+
+@frozen
+class DirtyRingFull(Exit):
+    """The vCPU's dirty ring was full; it has been emptied into the logs, so just run on."""

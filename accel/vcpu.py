@@ -16,6 +16,7 @@ from accel.backend import VcpuBackend
 from accel.errors import ClosedError, StateError
 from accel.exits import (
     Debug,
+    DirtyRingFull,
     Exit,
     ExitKind,
     FailEntry,
@@ -110,7 +111,20 @@ class Vcpu:
             MapLostError: A memory change could not be undone, so the guest must not go on.
             ClosedError: The vCPU is closed.
         """
-        return self._inside("run", self._enter)
+        found = self._inside("run", self._enter)
+        if isinstance(found, DirtyRingFull):
+            self.empty_dirty_rings()
+        return found
+
+    def empty_dirty_rings(self) -> None:
+        """Make room in the dirty rings, after an exit since one was full; takes the big lock, so not inside the gate.
+
+        Raises:
+            BackendError: The accelerator failed.
+        """
+        with self.vm.big_lock:
+            if not self.closed:
+                self.vm.backend.empty_dirty_rings()
 
     def kick(self) -> None:
         """Make the `run` in progress, or else the next one, return `Interrupted`; any thread."""
@@ -262,6 +276,8 @@ class Vcpu:
             return Halt()
         if kind == ExitKind.INTERRUPTED:
             return Interrupted()
+        if kind == ExitKind.DIRTY_RING_FULL:
+            return DirtyRingFull()
         if kind in _DETAILED:
             return _DETAILED[kind](self.backend.describe())
         return OtherExit(record[0], self.backend.describe())

@@ -182,6 +182,9 @@ class VcpuThread:
             return self._attend()
         if kind == ExitKind.HALT:
             return False
+        if kind == ExitKind.DIRTY_RING_FULL:
+            self.vcpu.empty_dirty_rings()
+            return True
         self._note_unserved(kind, exited)
         reason = _CRASHES.get(ExitKind(kind), "unknown-exit")
         self._control.crash(GuestCrashError(self.vcpu.index, reason, self._describe()))

@@ -16,6 +16,7 @@ from accel_kvm.structs import KvmCoalescedMmioRing as KvmCoalescedMmioRing
 from accel_kvm.structs import KvmCoalescedMmioZone as KvmCoalescedMmioZone
 from accel_kvm.structs import KvmCpuid2 as KvmCpuid2
 from accel_kvm.structs import KvmCpuidEntry2 as KvmCpuidEntry2
+from accel_kvm.structs import KvmDirtyGfn as KvmDirtyGfn
 from accel_kvm.structs import KvmDirtyLog as KvmDirtyLog
 from accel_kvm.structs import KvmDtable as KvmDtable
 from accel_kvm.structs import KvmEnableCap as KvmEnableCap
@@ -46,6 +47,11 @@ KVM_COALESCED_MMIO_MAX = (mmap.PAGESIZE - sizeof(KvmCoalescedMmioRing)) // sizeo
 
 # Bits of KVM_CAP_DISABLE_QUIRKS2 (asm/kvm.h): to delete a slot drops what KVM built for all memory; since Linux 6.12.
 KVM_X86_QUIRK_SLOT_ZAP_ALL = 1 << 7
+
+# Dirty rings: where a vCPU's is in its mapping, in pages (asm/kvm.h), and kvm_dirty_gfn.flags.
+KVM_DIRTY_LOG_PAGE_OFFSET = 64
+KVM_DIRTY_GFN_F_DIRTY = 1 << 0
+KVM_DIRTY_GFN_F_RESET = 1 << 1
 
 # kvm_ioeventfd.flags.
 KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0
@@ -191,6 +197,8 @@ KVM_UNREGISTER_COALESCED_MMIO = _IOW(0x68, KvmCoalescedMmioZone)
 KVM_CREATE_PIT2 = _IOW(0x77, KvmPitConfig)
 KVM_IOEVENTFD = _IOW(0x79, KvmIoeventfd)
 KVM_ENABLE_CAP = _IOW(0xA3, KvmEnableCap)  # on a vCPU, too
+
+KVM_RESET_DIRTY_RINGS = _IO(0xC7)
 
 # On a vCPU.
 KVM_RUN = _IO(0x80)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from accel.backend import Capability
 from accel.memory.slot_listener import SlotListener, SlotRules
 from accel.memory.slot_plan import Policy
+from accel_kvm.dirty_ring import KvmDirtyRings
 from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.slots import MAX_SLOT_SIZE, KvmSlots
 
@@ -23,7 +24,13 @@ class KvmMemoryListener(SlotListener, KvmIoListener):
         slot_count: Greatest number of slots (KVM_CAP_NR_MEMSLOTS). Fragments are merged rather than exceed it.
         capabilities: What the VM offers.
         any_size: As for `KvmIoListener`.
+        rings: As for `KvmSlots`.
+
+    Attributes:
+        slots: The table.
     """
+
+    slots: KvmSlots
 
     name = "kvm-memory"
 
@@ -36,6 +43,7 @@ class KvmMemoryListener(SlotListener, KvmIoListener):
         slot_count: int,
         capabilities: frozenset[Capability],
         any_size: bool,
+        rings: KvmDirtyRings | None = None,
     ) -> None:
         KvmIoListener.__init__(self, vm_fd, is_port=False, capabilities=capabilities, any_size=any_size)
         rules = SlotRules(
@@ -44,5 +52,6 @@ class KvmMemoryListener(SlotListener, KvmIoListener):
             max_slot_size=MAX_SLOT_SIZE,
             readonly=Capability.READONLY_MEMORY in capabilities,
             dirty_log=Capability.DIRTY_LOG in capabilities,
+            dirty_rings=rings is not None,
         )
-        SlotListener.__init__(self, KvmSlots(vm_fd, page_size, slot_count), rules, policy)
+        SlotListener.__init__(self, KvmSlots(vm_fd, page_size, slot_count, rings), rules, policy)

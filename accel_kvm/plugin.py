@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
+from accel.backend import DIRTY_RING_OPTION, MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import BackendError
 from accel.hookspecs import hookimpl
 from accel.options import Option
@@ -19,6 +19,7 @@ class KvmAccelerator(Accelerator):
     priority = 100
     options = (
         *MEMORY_OPTIONS,
+        DIRTY_RING_OPTION,
         Option(
             "kick_signal",
             "int",

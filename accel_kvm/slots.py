@@ -16,9 +16,11 @@ from sortedcontainers import SortedDict
 from accel.address import AddressRange
 from accel.errors import BackendError, MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
+from accel.memory.dirty_rings import merge_entries
 from accel.memory.slot_plan import Slot, SlotNumbers
 from accel_kvm import abi
 from accel_kvm.dirty_log import take_dirty
+from accel_kvm.dirty_ring import DirtyRingLost, KvmDirtyRings
 from accel_kvm.ioctl import ioctl
 
 #: The fields of KvmUserspaceMemoryRegion: packing them takes a third of the time that ctypes takes to fill it.
@@ -43,19 +45,23 @@ class KvmSlots:
         vm_fd: The VM.
         page_size: Granule of a mapping, bytes; a page of the dirty logs.
         max_slots: Greatest number of slots (KVM_CAP_NR_MEMSLOTS).
+        rings: The dirty rings, if written pages are noted there.
 
     Attributes:
         lock: Held while a change is applied.
         max_slots: As given.
     """
 
-    def __init__(self, vm_fd: int, page_size: int, max_slots: int) -> None:
+    def __init__(self, vm_fd: int, page_size: int, max_slots: int, rings: KvmDirtyRings | None = None) -> None:
         self.lock = Lock(SLOTS_LOCK)
         self.max_slots = max_slots
         self._vm_fd = vm_fd
         self._page_size = page_size
+        self._rings = rings
         # Guest-physical address → _Entry. O(log n) to find by address.
         self._table = SortedDict()
+        # The same by number, for the entries of dirty rings.
+        self._numbered: dict[int, _Entry] = {}
         self._numbers = SlotNumbers()
         # One for all calls, which the lock keeps apart.
         self._region = abi.KvmUserspaceMemoryRegion()
@@ -81,13 +87,13 @@ class KvmSlots:
         except BaseException:
             self._numbers.give_back(number)
             raise
-        self._table[slot.gpa] = _Entry(number, slot)
+        self._table[slot.gpa] = self._numbered[number] = _Entry(number, slot)
 
     def delete(self, slot: Slot) -> None:
         """Unmap `slot`; its dirty log goes too. Raises MemorySlotError."""
         entry = self._table[slot.gpa]
         self._set(entry.number, slot, 0)
-        del self._table[slot.gpa]
+        del self._table[slot.gpa], self._numbered[entry.number]
         self._numbers.give_back(entry.number)
 
     def toggle(self, old: Slot, new: Slot) -> None:
@@ -107,12 +113,36 @@ class KvmSlots:
             BackendError: The kernel did not tell; it has the bits still.
         """
         assert slot.log is not None
+        if self._rings is not None:
+            self.empty_rings()
+            return
         number = self._table[slot.gpa].number
         try:
             bitmap = take_dirty(self._vm_fd, number, slot.size // self._page_size)
         except BackendError as error:
             raise BackendError("KVM_GET_DIRTY_LOG", error.errno or errno.EIO, f"slot {number}, {slot}") from error
         slot.log.merge(slot.offset, bitmap, self._page_size)
+
+    def empty_rings(self) -> None:
+        """Merge what is in the dirty rings, if there are any, into the logs of all slots.
+
+        Raises:
+            BackendError: A call failed, or a ring lost entries; nothing that was written is missing from the logs.
+        """
+        if self._rings is not None:
+            merge_entries(self._rings.take(), self._slot_numbered, self._page_size)
+            self._rings.reset()
+            try:
+                self._rings.check()
+            except DirtyRingLost:
+                for slot in self:
+                    if slot.log is not None:
+                        slot.log.mark(slot.offset, slot.size)
+                raise
+
+    def _slot_numbered(self, number: int) -> Slot | None:
+        entry = self._numbered.get(number)
+        return None if entry is None else entry.slot
 
     def full(self, slot: Slot, excess: int) -> MemorySlotError:
         """Return the error for a change that needs `excess` slots more than there can be, `slot` being its last."""

@@ -54,6 +54,12 @@ class KvmEnableCap(Structure):
     _fields_ = [("cap", c_uint32), ("flags", c_uint32), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
 
 
+class KvmDirtyGfn(Structure):
+    """An entry of a dirty ring: a slot and one of its pages."""
+
+    _fields_ = [("flags", c_uint32), ("slot", c_uint32), ("offset", c_uint64)]
+
+
 class KvmDirtyLog(Structure):
     """A slot and where its dirty bitmap goes: one bit per page, rounded up to whole 64-bit words."""
 

@@ -35,6 +35,8 @@ _EXTENSIONS = {
     Capability.DIRTY_LOG: abi.KVM_CAP_USER_MEMORY,
     Capability.IRQCHIP: abi.KVM_CAP_IRQCHIP,
     Capability.PIT: abi.KVM_CAP_PIT2,
+    # Its two kinds differ on other processors only.
+    Capability.DIRTY_RING: abi.KVM_CAP_DIRTY_LOG_RING,
 }
 
 _CPUID_ENTRIES = 256

@@ -47,6 +47,7 @@ def _kinds() -> list[int]:
     kinds[abi.KVM_EXIT_FAIL_ENTRY] = int(ExitKind.FAIL_ENTRY)
     kinds[abi.KVM_EXIT_INTERNAL_ERROR] = int(ExitKind.INTERNAL_ERROR)
     kinds[abi.KVM_EXIT_DEBUG] = int(ExitKind.DEBUG)
+    kinds[abi.KVM_EXIT_DIRTY_RING_FULL] = int(ExitKind.DIRTY_RING_FULL)
     return kinds
 
 
@@ -60,6 +61,7 @@ class KvmVcpu(VcpuBackend):
         record: The exit's union inside the shared page, as 64-bit words.
         io_data: The page with the data of port accesses.
         run: Enters the guest (KVM_RUN); see `VcpuBackend.run`.
+        on_close: Called first when it is closed.
 
     Raises:
         BackendError: The page could not be mapped.
@@ -67,6 +69,7 @@ class KvmVcpu(VcpuBackend):
 
     def __init__(self, fd: int, mmap_size: int, kick_signal: int) -> None:
         self.fd = fd
+        self.on_close: Callable[[], None] = lambda: None
         self._kick_signal = kick_signal
         self._closed = False
         # The kernel writes into this mapping during KVM_RUN only; the views below keep it mapped.
@@ -168,6 +171,12 @@ class KvmVcpu(VcpuBackend):
     def close(self) -> None:
         """Unmap the page and close the file descriptor."""
         self._closed = True
+        try:
+            self.on_close()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         del self.run, self._kvm_run
         for view in (self.record, self.io_data, self._words, self._bytes):
             view.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from ctypes import c_uint64
+from functools import partial
 from typing import cast
 
 from accel.backend import HOLD_NEEDS, Capability, VcpuBackend, VmBackend, VmConfig
@@ -17,6 +18,7 @@ from accel.memory.slot_plan import Policy
 from accel_kvm import abi
 from accel_kvm.coalesced import KvmCoalescedRing
 from accel_kvm.dirty_log import is_offered
+from accel_kvm.dirty_ring import DirtyRingLost, KvmDirtyRings
 from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.ioctl import ioctl
 from accel_kvm.kick import DEFAULT_SIGNAL, install
@@ -54,6 +56,7 @@ class KvmVm(VmBackend):
         self._fd = -1
         self._ring_page = 0
         self._listener: KvmMemoryListener | None = None
+        self._rings: KvmDirtyRings | None = None
         install(self._kick_signal)
         self._system = KvmSystem()
         try:
@@ -80,6 +83,9 @@ class KvmVm(VmBackend):
             address = c_uint64(_IDENTITY_MAP)
             ioctl(fd, abi.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
         self._check_hold(str(self._config.options.get("hold", "inhibit")))
+        ring_size = cast(int, self._config.options.get("dirty_ring_size", 0))
+        if ring_size:
+            self._rings = KvmDirtyRings(fd, ring_size)
         if self._config.irqchip:
             self._require(Capability.IRQCHIP)
             ioctl(fd, abi.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
@@ -115,6 +121,9 @@ class KvmVm(VmBackend):
             raise
         try:
             vcpu.set_cpuid(self._cpuid)
+            if self._rings is not None:
+                self._rings.add(fd)
+                vcpu.on_close = partial(self._close_ring, fd)
             if self.ring is None and self._ring_page:
                 self.ring = KvmCoalescedRing(fd, self._ring_page)
         except BaseException:
@@ -131,8 +140,26 @@ class KvmVm(VmBackend):
             slot_count=extension(self._fd, abi.KVM_CAP_NR_MEMSLOTS) or _DEFAULT_SLOTS,
             capabilities=self.capabilities,
             any_size=self._any_size,
+            rings=self._rings,
         )
         return self._listener
+
+    def empty_dirty_rings(self) -> None:
+        """Merge the dirty rings into the logs; see `VmBackend.empty_dirty_rings`."""
+        if self._rings is None:
+            super().empty_dirty_rings()
+        elif self._listener is not None:
+            self._listener.slots.empty_rings()
+
+    def _close_ring(self, vcpu_fd: int) -> None:
+        """Bring in what a vCPU, which is out for good, has noted, and let go of its ring."""
+        assert self._rings is not None
+        try:
+            self.empty_dirty_rings()
+        except DirtyRingLost:
+            pass  # All counts as written, and who uses the other rings hears of it.
+        finally:
+            self._rings.remove(vcpu_fd)
 
     def memory_figures(self) -> Mapping[str, float]:
         """Return figures of the slots."""

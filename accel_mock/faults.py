@@ -26,7 +26,7 @@ from accel_mock.limits import MAX_VCPUS
 #: Calls that change slots; ``slot`` stands for any of them, counted together.
 SLOT_CALLS = ("create", "delete", "move", "toggle", "list")
 #: All calls that can fail.
-CALLS = ("slot", *SLOT_CALLS, "take-dirty", "coalesce", "create-vcpu", "kick-all")
+CALLS = ("slot", *SLOT_CALLS, "take-dirty", "reset-rings", "coalesce", "create-vcpu", "kick-all")
 
 _TEXT = re.compile(r"([a-z-]+?)(\d*)(?:@(\d+)(\+?))?=(\S+)")
 _LATE = re.compile(r"late:(\d+)(us|ms|s|ops)")

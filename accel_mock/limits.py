@@ -10,6 +10,7 @@ CAPABILITIES = frozenset(
         Capability.REGION_LIST,
         Capability.READONLY_MEMORY,
         Capability.DIRTY_LOG,
+        Capability.DIRTY_RING,
         Capability.COALESCED_PIO,
         Capability.COALESCED_MMIO,
         Capability.IOEVENTFD,

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from accel.address import PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
+from accel.memory.dirty_rings import merge_entries
 from accel.memory.slot_listener import SlotListener, SlotRules
 from accel.memory.slot_plan import Policy, Slot, SlotNumbers, SlotPlan
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.doorbells import MockDoorbells
-from accel_mock.kvm.memslots import MemSlots, Region, slot_error
+from accel_mock.kvm.memslots import MemSlots, Region
+from accel_mock.kvm.slot_rules import slot_error
 
 
 class MockSlots:
@@ -98,7 +100,19 @@ class MockSlots:
     def collect(self, slot: Slot) -> None:
         """Merge the pages that the guest wrote since the last time into the slot's log, which it must have."""
         assert slot.log is not None
+        if self._memslots.rings:
+            self.empty_rings()
+            return
         slot.log.merge(slot.offset, self._memslots.take_dirty(self._number_at[slot.gpa], slot), PAGE_SIZE)
+
+    def empty_rings(self) -> None:
+        """Merge what is in the dirty rings into the logs of all slots. Raises BackendError; nothing is lost."""
+        merge_entries((entry for ring in self._memslots.rings for entry in ring.take()), self._slot_numbered)
+        self._memslots.reset_rings()
+
+    def _slot_numbered(self, number: int) -> Slot | None:
+        found = self._memslots.table.numbered(number)
+        return None if found is None else found.slot
 
     def full(self, slot: Slot, excess: int) -> MemorySlotError:
         """Return the error for a change that needs `excess` slots more than there can be, `slot` being its last."""
@@ -114,7 +128,13 @@ class MockMemoryListener(SlotListener, MockIoListener):
         doorbells: The VM's.
         policy: ``least`` or ``replace``; see `accel.memory.slot_plan`.
         at_once: Whether all slots of a change are changed by one call.
+        dirty_rings: Whether vCPUs note written pages in rings of their own.
+
+    Attributes:
+        slots: The table.
     """
+
+    slots: MockSlots
 
     name = "mock-memory"
 
@@ -126,8 +146,9 @@ class MockMemoryListener(SlotListener, MockIoListener):
         policy: Policy,
         *,
         at_once: bool = False,
+        dirty_rings: bool = False,
     ) -> None:
         MockIoListener.__init__(self, ring, doorbells, is_port=False)
         slots = MockSlots(memslots)
         change = slots.change if at_once else None
-        SlotListener.__init__(self, slots, SlotRules(owner="the mock"), policy, at_once=change)
+        SlotListener.__init__(self, slots, SlotRules(owner="the mock", dirty_rings=dirty_rings), policy, at_once=change)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from accel.backend import MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
+from accel.backend import DIRTY_RING_OPTION, MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
 from accel.hookspecs import hookimpl
 from accel.options import Option
 from accel_mock.limits import CAPABILITIES, SLOT_COUNT, ZAPS
@@ -31,6 +31,7 @@ class MockAccelerator(Accelerator):
     takes_turns = True
     options = (
         *MEMORY_OPTIONS,
+        DIRTY_RING_OPTION,
         Option(
             "slot_latency_us",
             "int",

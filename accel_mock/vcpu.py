@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from accel import turns
+from accel.address import PAGE_SIZE
 from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel.program import GuestProgram
@@ -23,6 +24,7 @@ from accel.wakeup import Wakeup
 from accel_mock.coalesced import MockCoalescedRing
 from accel_mock.doorbells import MockDoorbells
 from accel_mock.faults import Lateness, VcpuFaults
+from accel_mock.kvm.dirty_ring import DirtyRing
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.mmu import Fault, Place
 from accel_mock.kvm.running import HANDOVER_SECONDS, Running
@@ -31,6 +33,7 @@ from accel_mock.kvm.running import HANDOVER_SECONDS, Running
 Step = Callable[[], int]
 
 EXIT = -1
+_DIRTY_RING_FULL = int(ExitKind.DIRTY_RING_FULL)
 
 #: What a page fault gives that is to be tried again: false, as None is, and unlike it.
 AGAIN: tuple[()] = ()
@@ -50,6 +53,7 @@ class MockVcpu(VcpuBackend):
         attention: Set by any thread to have the vCPU look for kicks and requests before its next operation.
         ring: Where coalesced writes go.
         doorbells: What some writes ring instead.
+        dirty_ring: Where it notes the pages that it writes, if not in the slots' logs.
         bus: Makes each write to memory, with its note, one step to other vCPUs and to whoever takes a log.
         errors: The program's error count.
         counters: What is left of each loop around the operation, outermost first.
@@ -71,6 +75,7 @@ class MockVcpu(VcpuBackend):
         self.attention = False
         self.ring = ring
         self.doorbells = MockDoorbells()
+        self.dirty_ring: DirtyRing | None = None
         self.bus = bus
         self.errors = 0
         self.counters: list[int] = []
@@ -110,6 +115,7 @@ class MockVcpu(VcpuBackend):
                 return ExitKind.INTERRUPTED
             self._woken.wait()
         try:
+            self._look_at_ring()
             kind = self._complete()
             return self._execute() if kind is None else kind
         finally:
@@ -124,6 +130,9 @@ class MockVcpu(VcpuBackend):
                 if self._kicked or self._running.stopped:
                     self._place = place
                     return self._come_out() if self._late is None else self._stay(self._late)
+                if self.dirty_ring is not None and self.dirty_ring.is_full:
+                    self._place = place
+                    return _DIRTY_RING_FULL
                 heard = self._running.hear(self)
                 for _ in range(_STEPS_AT_LEAST):
                     following = steps[place]()
@@ -147,6 +156,8 @@ class MockVcpu(VcpuBackend):
         """Go on in the guest after a kick, and at its next exit, for as long as a fault says; return the exit."""
         steps, exit_kind = self._steps, None
         while not late.is_over():
+            if exit_kind is None and self.dirty_ring is not None and self.dirty_ring.is_full:
+                exit_kind = _DIRTY_RING_FULL
             if exit_kind is None:
                 following = steps[self._place]()
                 if following >= 0:
@@ -227,9 +238,10 @@ class MockVcpu(VcpuBackend):
 
     def find_to_write(self, address: int) -> Place | tuple[()] | None:
         """Return the same for writing; None in a read-only slot too."""
-        found = self._memslots.mmu.fault(address, write=True)
+        found = self._memslots.mmu.fault(address, write=True, ring=self.dirty_ring)
         if isinstance(found, tuple):
             self.writable[address] = found
+            self._look_at_ring()
             return found
         return self._not_found(found)
 
@@ -263,12 +275,17 @@ class MockVcpu(VcpuBackend):
                     offset = address - slot.slot.gpa
                     with self.bus:
                         slot.bytes[offset : offset + len(data)] = data
-                    if slot.log is not None:
-                        # Noted after it is written, or a log that is taken in between would have the page for the last
-                        # time without these bytes.
-                        slot.log.note(offset)
+                    # Noted after it is written, or a log that is taken in between would have the page for the last time
+                    # without these bytes.
+                    self._memslots.mmu.mark_dirty(slot, address // PAGE_SIZE, self.dirty_ring)
+                    self._look_at_ring()
                     return True
             self._let_change()
+
+    def _look_at_ring(self) -> None:
+        """Come out before the next operation if the dirty ring is full."""
+        if self.dirty_ring is not None and self.dirty_ring.is_full:
+            self.attention = True
 
     def _let_change(self) -> None:
         """Let a slot that is invalid go, in the middle of an operation that cannot begin anew.

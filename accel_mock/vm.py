@@ -9,12 +9,13 @@ from functools import partial
 from typing import cast
 
 from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
-from accel.errors import BackendError, CapabilityError, InhibitTimeoutError
+from accel.errors import BackendError, CapabilityError, InhibitTimeoutError, OptionError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
 from accel_mock.doorbells import MockDoorbells
 from accel_mock.faults import Faults
+from accel_mock.kvm.dirty_ring import RESERVED, DirtyRing
 from accel_mock.kvm.memslots import MemSlots
 from accel_mock.kvm.running import Running
 from accel_mock.kvm.zap import FastInvalidate, ZapAll, ZapSlot, ZapStrategy
@@ -29,6 +30,10 @@ _ZAPS: dict[str, Callable[[], ZapStrategy]] = {
     "all-yield": partial(ZapAll, yields=True),
     "slot": ZapSlot,
 }
+
+
+#: Entries that a dirty ring has to have, so that a vCPU can go on before it is told to come out.
+LEAST_RING = 2 * RESERVED
 
 
 class MockVm(VmBackend):
@@ -62,6 +67,14 @@ class MockVm(VmBackend):
         self._ring = MockCoalescedRing(self._faults)
         self.ring: CoalescedRing | None = self._ring
         self._doorbells = MockDoorbells()
+        self._ring_size = cast(int, options.get("dirty_ring_size", 0))
+        if self._ring_size and (self._ring_size & self._ring_size - 1 or self._ring_size < LEAST_RING):
+            raise OptionError(
+                "accelerator.mock",
+                "dirty_ring_size",
+                self._ring_size,
+                f"must be a power of two and at least {LEAST_RING}, or 0 for none",
+            )
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU without a program."""
@@ -71,14 +84,29 @@ class MockVm(VmBackend):
         vcpu = MockVcpu(self._memslots, self._running, self._bus, self._ring, self._faults.of_vcpu(index))
         vcpu.name = f"vCPU {index}"
         vcpu.doorbells = self._doorbells
+        if self._ring_size:
+            vcpu.dirty_ring = DirtyRing(self._ring_size)
+            self._memslots.rings.append(vcpu.dirty_ring)
         return vcpu
 
     def memory_listener(self) -> MemoryListener:
         """Return the listener that keeps the slots, and the coalesced parts and the doorbells of the memory."""
         self._listener = MockMemoryListener(
-            self._memslots, self._ring, self._doorbells, self._policy, at_once=self._at_once
+            self._memslots,
+            self._ring,
+            self._doorbells,
+            self._policy,
+            at_once=self._at_once,
+            dirty_rings=self._ring_size > 0,
         )
         return self._listener
+
+    def empty_dirty_rings(self) -> None:
+        """Merge the dirty rings into the logs; see `VmBackend.empty_dirty_rings`."""
+        if not self._ring_size:
+            super().empty_dirty_rings()
+        elif self._listener is not None:
+            self._listener.slots.empty_rings()
 
     def memory_figures(self) -> Mapping[str, float]:
         """Return figures of the slots."""

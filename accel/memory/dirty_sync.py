@@ -11,6 +11,7 @@ Source: the dirty log of QEMU's memory API (include/system/memory.h), the rules 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,11 @@ class DirtySync:
         return shown
 
     def _sync(self, shown: _Shown) -> None:
+        listeners = self._transactions.listeners
+        with self._transactions.held() if any(one.log_sync_needs_hold for one in listeners) else nullcontext():
+            self._ask(shown)
+
+    def _ask(self, shown: _Shown) -> None:
         for listener in self._transactions.listeners:
             if overrides(listener, "log_sync_global"):
                 call(listener, "log_sync_global", listener.log_sync_global)

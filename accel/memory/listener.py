@@ -128,11 +128,13 @@ class MemoryListener:
         name: For messages.
         priority: See the module's text.
         origin: Whose it is and how to do without it, for messages; of a listener that a plugin's hook brought.
+        log_sync_needs_hold: Whether `log_sync` is complete only with all vCPUs out of the guest.
     """
 
     name: str = "listener"
     priority: int = PRIORITY_MIN
     origin: str | None = None
+    log_sync_needs_hold: bool = False
 
     # a transaction
 

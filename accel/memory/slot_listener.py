@@ -70,7 +70,10 @@ class SlotTable(Protocol):
         ...
 
     def toggle(self, old: Slot, new: Slot) -> None:
-        """Let `old` be `new`, which differs in `log` only; guests run on. Raises MemorySlotError."""
+        """Let `old` be `new`, which differs in `log` only; guests run on. Raises MemorySlotError.
+
+        It may differ in `readonly` too, if the rules say that slots can be protected.
+        """
         ...
 
     def collect(self, slot: Slot) -> None:
@@ -93,15 +96,22 @@ class SlotRules:
         owner: Who refuses, at the beginning of an error, such as "this accelerator".
         page_size: Granule of a mapping, bytes.
         max_slot_size: Most bytes of one slot.
+        host_page_size: Granule of the host addresses behind a mapping; `page_size` where it is None.
         readonly: Whether writes to a slot can be made to exit.
+        protects: Whether a slot can become read-only, or writable, while it stays; no address is missing meanwhile.
         dirty_log: Whether a slot can note the pages that the guest writes.
+        dirty_rings: Whether they are noted in rings of the vCPUs; see `accel.memory.dirty_rings`. `SlotTable.collect`
+            empties the rings then, and is called with the vCPUs out of the guest.
     """
 
     owner: str = "this accelerator"
     page_size: int = PAGE_SIZE
     max_slot_size: int = ADDRESS_SPACE_SIZE
+    host_page_size: int | None = None
     readonly: bool = True
+    protects: bool = False
     dirty_log: bool = True
+    dirty_rings: bool = False
 
 
 class SlotListener(MemoryListener):
@@ -129,6 +139,7 @@ class SlotListener(MemoryListener):
         at_once: Callable[[SlotPlan], None] | None = None,
     ) -> None:
         self.slots = slots
+        self.log_sync_needs_hold = rules.dirty_rings
         self._rules = rules
         self._at_once = at_once
         self._planner = SlotPlanner(
@@ -138,6 +149,8 @@ class SlotListener(MemoryListener):
             page_size=rules.page_size,
             slot_count=slots.max_slots,
             max_slot_size=rules.max_slot_size,
+            host_page_size=rules.host_page_size,
+            protects=rules.protects,
         )
         self._deletes = SortedKeyList(key=_start)
         self._adds = SortedKeyList(key=_start)
@@ -222,7 +235,8 @@ class SlotListener(MemoryListener):
 
         No gate is passed and no inhibit waits for this call: it is made under the big lock, which whoever inhibits
         holds, so there is no other thread's inhibit in force. It is no read of the table by a change under way for
-        the same reason. vCPUs may run: each page that is written meanwhile is in this log or in the next.
+        the same reason. vCPUs may run, unless there are dirty rings: each page that is written meanwhile is in this
+        log or in the next.
         """
         for slot in self.slots.within(section.range):
             if slot.log is not None:

@@ -146,6 +146,10 @@ class Transactions:
         with interrupts_held_back():
             self._run(Commit([change], [listener], self._blocker, self.hold_vcpus))
 
+    def held(self) -> AbstractContextManager[None]:
+        """Return a context in which all vCPUs are out of the guest. Needs the big lock; raises InhibitTimeoutError."""
+        return (self.hold_vcpus or self._blocker.inhibit)(self._inhibit_timeout)
+
     # what edits need
 
     @property

@@ -23,22 +23,20 @@ from collections.abc import Iterable, Sequence
 
 from attrs import evolve, frozen
 
-from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE
-from accel.errors import BackendError, MemorySlotError
+from accel.address import PAGE_SIZE
+from accel.errors import BackendError
 from accel.locks import Lock
 from accel.memory.slot_plan import Slot
 from accel.read_locks import SrcuDomain
 from accel_mock.faults import Faults
+from accel_mock.kvm.dirty_ring import DirtyRing
 from accel_mock.kvm.lock_classes import SLOTS, SLOTS_ARCH, SRCU
 from accel_mock.kvm.mmu import ShadowMmu
 from accel_mock.kvm.notifier import MmuNotifiers
 from accel_mock.kvm.page_log import PageLog
 from accel_mock.kvm.running import HANDOVER_SECONDS, Running
 from accel_mock.kvm.slot_map import MemSlot, SlotMap
-
-#: As KVM numbers them, for messages.
-_LOG_DIRTY_PAGES = 1
-_READONLY = 2
+from accel_mock.kvm.slot_rules import check_slot, differ_in_log, page_bitmap, slot_error
 
 
 @frozen
@@ -64,6 +62,7 @@ class MemSlots:
         srcu: Held for reading by who uses the set.
         mmu: The shadow page table.
         notifiers: Of the host's memory.
+        rings: The dirty rings of the vCPUs, if the VM has such. Guarded by the big lock.
     """
 
     def __init__(self, slot_count: int, running: Running, latency: float = 0.0, faults: Faults | None = None) -> None:
@@ -72,6 +71,7 @@ class MemSlots:
         self.srcu = SrcuDomain(SRCU)
         self.mmu = ShadowMmu(self, running)
         self.notifiers = MmuNotifiers(self.mmu.unmap_host)
+        self.rings: list[DirtyRing] = []
         self._running = running
         self._latency = latency
         self._faults = Faults() if faults is None else faults
@@ -100,7 +100,7 @@ class MemSlots:
         with self._slots_lock:
             self._fail("toggle", number, slot)
             old = self._find(number)
-            if old is None or not _differ_in_log(old, slot):
+            if old is None or not differ_in_log(old, slot):
                 raise slot_error(errno.EINVAL, number, slot)
             new = _mapped(number, slot)
             self._install(self.table.replaced(old, new))
@@ -159,7 +159,7 @@ class MemSlots:
             relogged: list[MemSlot] = []
             for number in dict.fromkeys(change.number for change in changes):
                 old, new = before.numbered(number), after.numbered(number)
-                if old is not None and new is not None and _differ_in_log(old, new.slot):
+                if old is not None and new is not None and differ_in_log(old, new.slot):
                     relogged.append(new)
                 elif old is not None:
                     gone.append(old)
@@ -190,6 +190,29 @@ class MemSlots:
             self._give_way()
             return taken
 
+    def reset_rings(self) -> None:
+        """Have the entries of `rings` that were taken free again, and the next write to each of their pages noted.
+
+        What was written to such a page before is in the page now: who reads it later misses nothing.
+
+        Raises:
+            BackendError: The call failed; the entries are as they were.
+        """
+        with self._slots_lock:
+            error = self._faults.errno_of("reset-rings")
+            if error:
+                raise BackendError("mock dirty-ring call", error, f"{len(self.rings)} rings")
+            written: dict[int, set[int]] = {}
+            for number, page in (entry for ring in self.rings for entry in ring.reset()):
+                written.setdefault(number, set()).add(page)
+            for number, pages in written.items():
+                found = self._find(number)
+                if found is not None and found.log is not None:
+                    self.mmu.write_protect(found, page_bitmap(pages, found.slot.size // PAGE_SIZE))
+            if written:
+                self._running.flush()
+            self._give_way()
+
     def clear(self) -> None:
         """Let go of all slots and the memory behind them."""
         with self._slots_lock:
@@ -208,7 +231,7 @@ class MemSlots:
         number, slot = change.number, change.slot
         old = table.numbered(number)
         if slot is not None:
-            if old is not None and _differ_in_log(old, slot):
+            if old is not None and differ_in_log(old, slot):
                 return table.replaced(old, _mapped(number, slot))
             check_slot(table, self.slot_count, number, slot)
             return table.with_slot(_mapped(number, slot))
@@ -259,38 +282,8 @@ class MemSlots:
         return self.table.numbered(number)
 
 
-def check_slot(table: SlotMap, slot_count: int, number: int, slot: Slot) -> None:
-    """Raise MemorySlotError if `slot` cannot be mapped under `number` beside what `table` has."""
-    in_block = 0 <= slot.hva - slot.block.address <= slot.block.max_size - slot.size
-    aligned = not (slot.gpa % PAGE_SIZE or slot.size % PAGE_SIZE or slot.hva % PAGE_SIZE)
-    fits = slot.size > 0 and slot.gpa + slot.size <= ADDRESS_SPACE_SIZE
-    taken = table.numbered(number) is not None
-    if taken or not (0 <= number < slot_count and aligned and fits and in_block):
-        raise slot_error(errno.EINVAL, number, slot)
-    if table.overlapping(slot.range):
-        raise slot_error(errno.EEXIST, number, slot)
-
-
-def _differ_in_log(old: MemSlot, slot: Slot) -> bool:
-    """Return whether `slot` is what `old` maps, but perhaps for its log."""
-    return old.slot.with_log(slot.log) == slot
-
-
 def _mapped(number: int, slot: Slot, log: PageLog | None = None) -> MemSlot:
     """Return the slot for a table; it goes on with `log`, if it logs and there is one."""
     offset = slot.hva - slot.block.address
     log = None if slot.log is None else log or PageLog(slot.size)
     return MemSlot(number, slot, slot.block.view[offset : offset + slot.size], log)
-
-
-def slot_error(number: int, index: int, slot: Slot) -> MemorySlotError:
-    """Return the error of a slot call: errno `number` for slot `index`."""
-    return MemorySlotError(
-        "mock slot call",
-        number,
-        slot=index,
-        gpa=slot.gpa,
-        hva=slot.hva,
-        size=slot.size,
-        flags=(_READONLY if slot.readonly else 0) | (_LOG_DIRTY_PAGES if slot.log is not None else 0),
-    )

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from accel.address import PAGE_SIZE
 from accel.locks import Lock
 from accel_mock.kvm.atomic import atomically
+from accel_mock.kvm.dirty_ring import DirtyRing
 from accel_mock.kvm.fast_fault import FastPath
 from accel_mock.kvm.host_pages import HostPages
 from accel_mock.kvm.lock_classes import MMU
@@ -115,8 +116,11 @@ class ShadowMmu:
 
     # page faults, on vCPU threads
 
-    def fault(self, address: int, *, write: bool) -> Place | Fault:
-        """Return where the byte at `address` lies, good up to the end of its page, or what to do instead."""
+    def fault(self, address: int, *, write: bool, ring: DirtyRing | None = None) -> Place | Fault:
+        """Return where the byte at `address` lies, good up to the end of its page, or what to do instead.
+
+        A page that is written is noted in `ring`, the vCPU's, if there is one.
+        """
         gfn = address >> _PAGE_SHIFT
         spte = self.entry(gfn)
         if spte is None or not spte.walk(write=write):
@@ -127,8 +131,8 @@ class ShadowMmu:
                     return Fault.MMIO
                 if slot.invalid:
                     return Fault.RETRY
-                if spte is None or not self._fix(spte, slot, write=write):
-                    spte = self._make(slot, gfn, write=write)
+                if spte is None or not self._fix(spte, slot, ring, write=write):
+                    spte = self._make(slot, gfn, ring, write=write)
         if spte is None or spte.page is None:
             return Fault.RETRY
         data, offset = spte.page
@@ -139,10 +143,10 @@ class ShadowMmu:
         page = self.pages.get((self.generation, gfn >> _ENTRIES_SHIFT))
         return None if page is None else page.entries.get(gfn)
 
-    def _fix(self, spte: Spte, slot: MemSlot, *, write: bool) -> bool:
-        return self.fast.fix(spte, write=write, written=lambda: self.mark_dirty(slot, spte.gfn))
+    def _fix(self, spte: Spte, slot: MemSlot, ring: DirtyRing | None, *, write: bool) -> bool:
+        return self.fast.fix(spte, write=write, written=lambda: self.mark_dirty(slot, spte.gfn, ring))
 
-    def _make(self, slot: MemSlot, gfn: int, *, write: bool) -> Spte | None:
+    def _make(self, slot: MemSlot, gfn: int, ring: DirtyRing | None, *, write: bool) -> Spte | None:
         """Make and return the entry of a guest page; None if the host's page is on its way out, or KVM watches now."""
         hva = slot.slot.hva + (gfn << _PAGE_SHIFT) - slot.slot.gpa
         sequence = self._memslots.notifiers.sequence
@@ -163,7 +167,7 @@ class ShadowMmu:
             page.entries[gfn] = made = Spte(gfn, hva >> _PAGE_SHIFT, word, (slot.bytes, hva - slot.slot.hva))
             self.rmap.add(made)
             if write:
-                self.mark_dirty(slot, gfn)
+                self.mark_dirty(slot, gfn, ring)
         return made
 
     @atomically
@@ -184,10 +188,15 @@ class ShadowMmu:
             bits |= WRITABLE
         return spte_word(pfn, bits)
 
-    def mark_dirty(self, slot: MemSlot, gfn: int) -> None:
-        """Note a guest page as written in its slot's log, if it has one."""
-        if slot.log is not None:
-            slot.log.note((gfn << _PAGE_SHIFT) - slot.slot.gpa)
+    def mark_dirty(self, slot: MemSlot, gfn: int, ring: DirtyRing | None = None) -> None:
+        """Note a guest page as written, if its slot logs: in the ring of the vCPU that writes, or in the slot's log."""
+        if slot.log is None:
+            return
+        offset = (gfn << _PAGE_SHIFT) - slot.slot.gpa
+        if ring is None:
+            slot.log.note(offset)
+        else:
+            ring.push(slot.number, offset >> _PAGE_SHIFT)
 
     # changes; each takes the MMU lock or is for who has it
 

@@ -13,7 +13,7 @@ from accel.testing.explore.report import step_table, summary
 from accel.testing.explore.scenario import SCENARIOS, Scenario
 from accel.testing.explore.schedule import schedule_text
 
-MODULES = ("shadow_mmu", "fast_faults", "access_tracking", "zaps")
+MODULES = ("shadow_mmu", "fast_faults", "access_tracking", "zaps", "dirty_rings")
 for _name in MODULES:
     importlib.import_module(f"accel_mock.scenarios.{_name}")
 OURS = {
@@ -46,6 +46,8 @@ WRONG = {
     "mock/access-tracking-restore-wrong-store": _USED,
     "mock/access-tracking-dirty-wrong-not-told": "the guest wrote the page, and the host was never told",
     "mock/access-tracking-dirty-wrong-not-atomic": "the guest wrote the page, and the host was never told",
+    "mock/dirty-ring-reset-wrong-read-first": "no ring says so",
+    "mock/dirty-ring-full-wrong-goes-on": "the guest wrote both pages",
     "mock/zap-all-wrong-yields": "not over after 1500 steps",
 }
 

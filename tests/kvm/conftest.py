@@ -214,6 +214,12 @@ def boot(open_vm: Callable[..., accel.Vm]) -> Callable[..., Guest]:
     return make
 
 
+@pytest.fixture(params=[0, 4096], ids=["bitmaps", "rings"])
+def ring_size(request: pytest.FixtureRequest) -> int:
+    """How written pages are noted: entries of each vCPU's dirty ring, 0 for a bitmap for each slot."""
+    return int(request.param)
+
+
 @pytest.fixture
 def filled() -> Callable[..., accel.MemoryRegion]:
     """Make RAM that is full of one byte, also beyond its size: `filled("ram", 0x11, 0x1000, 0x2000)`."""
@@ -271,6 +277,7 @@ class Faults:
         (
             abi.KVM_SET_USER_MEMORY_REGION,
             abi.KVM_GET_DIRTY_LOG,
+            abi.KVM_RESET_DIRTY_RINGS,
             abi.KVM_IOEVENTFD,
             abi.KVM_REGISTER_COALESCED_MMIO,
             abi.KVM_UNREGISTER_COALESCED_MMIO,

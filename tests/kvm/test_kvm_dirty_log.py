@@ -43,9 +43,9 @@ def write_pages() -> Callable[..., None]:
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
 def test_dirty_log_has_exactly_the_pages_that_the_guest_wrote_and_has_them_once(
-    boot, filled, write_pages, count
+    boot, filled, write_pages, count, ring_size
 ) -> None:
-    guest = boot("f4")
+    guest = boot("f4", dirty_ring_size=ring_size)
     region = filled("ram", 0, count * PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)
     write_pages(guest, *range(count))  # before anybody logs
@@ -59,8 +59,8 @@ def test_dirty_log_has_exactly_the_pages_that_the_guest_wrote_and_has_them_once(
     assert guest.dirty_pages(region) == [count - 1]
 
 
-def test_dirty_log_keeps_clients_and_regions_apart(boot, filled, write_pages) -> None:
-    guest = boot("f4")
+def test_dirty_log_keeps_clients_and_regions_apart(boot, filled, write_pages, ring_size) -> None:
+    guest = boot("f4", dirty_ring_size=ring_size)
     one, two = filled("one", 0, 2 * PAGE_SIZE), filled("two", 0, 2 * PAGE_SIZE)
     with guest.vm.transaction():
         guest.vm.memory.add(one, at=BASE)
@@ -98,8 +98,8 @@ def test_dirty_log_of_a_window_into_a_region_counts_from_the_start_of_the_region
     assert guest.dirty_pages(region) == [0, 4]
 
 
-def test_dirty_log_of_memory_that_two_windows_show_has_what_came_through_either(boot, filled) -> None:
-    guest = boot("f4")
+def test_dirty_log_of_memory_that_two_windows_show_has_what_came_through_either(boot, filled, ring_size) -> None:
+    guest = boot("f4", dirty_ring_size=ring_size)
     region = filled("ram", 0, 4 * PAGE_SIZE)
     region.start_log(VGA)
     with guest.vm.transaction():
@@ -173,8 +173,10 @@ def test_log_that_starts_and_stops_costs_one_call_for_each_slot_and_holds_at_its
     assert [(call.slot, call.gpa) for call in slot_calls] == [one[:2] for one in created]
 
 
-def test_log_of_memory_that_is_shown_otherwise_stays_with_its_slot(boot, filled, slot_calls, write_pages) -> None:
-    guest = boot("f4", plan="least")
+def test_log_of_memory_that_is_shown_otherwise_stays_with_its_slot(
+    boot, filled, slot_calls, write_pages, ring_size
+) -> None:
+    guest = boot("f4", plan="least", dirty_ring_size=ring_size)
     region = filled("ram", 0, 2 * PAGE_SIZE, 4 * PAGE_SIZE)
     region.start_log(VGA)
     guest.vm.memory.add(region, at=BASE)
@@ -196,8 +198,8 @@ def test_log_of_memory_that_is_shown_otherwise_stays_with_its_slot(boot, filled,
     ]
 
 
-def test_global_log_covers_all_memory_and_what_comes_later(boot, filled, slot_calls, write_pages) -> None:
-    guest = boot("f4")
+def test_global_log_covers_all_memory_and_what_comes_later(boot, filled, slot_calls, write_pages, ring_size) -> None:
+    guest = boot("f4", dirty_ring_size=ring_size)
     region, later = filled("ram", 0, 3 * PAGE_SIZE), filled("later", 0, 2 * PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)
     slot_calls.clear()

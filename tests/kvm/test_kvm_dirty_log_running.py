@@ -32,8 +32,8 @@ def wait_for(guest, progress: int) -> int:
     return now
 
 
-def test_log_toggled_under_a_guest_that_writes_loses_no_page_while_it_is_on(boot, filled) -> None:
-    guest = boot(WRITE_ON)
+def test_log_toggled_under_a_guest_that_writes_loses_no_page_while_it_is_on(boot, filled, ring_size) -> None:
+    guest = boot(WRITE_ON, dirty_ring_size=ring_size)
     region = filled("ram", 0, COUNT * PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)
     with guest.running() as exits:
@@ -53,8 +53,8 @@ def test_log_toggled_under_a_guest_that_writes_loses_no_page_while_it_is_on(boot
 
 
 @pytest.mark.parametrize("plan", ["least", "replace"])
-def test_logged_slot_deleted_under_a_guest_that_writes_loses_no_page(boot, filled, plan) -> None:
-    guest = boot(WRITE_ON, plan=plan)
+def test_logged_slot_deleted_under_a_guest_that_writes_loses_no_page(boot, filled, plan, ring_size) -> None:
+    guest = boot(WRITE_ON, plan=plan, dirty_ring_size=ring_size)
     region = filled("ram", 0, COUNT * PAGE_SIZE)
     region.start_log(VGA)
     seen = 0
@@ -80,8 +80,10 @@ def test_logged_slot_deleted_under_a_guest_that_writes_loses_no_page(boot, fille
 
 
 @pytest.mark.parametrize("edit", ["resize", "cover", "volatile"])
-def test_logged_slot_replaced_again_and_again_under_a_guest_that_writes_loses_no_page(boot, filled, edit) -> None:
-    guest = boot(WRITE_ON, plan="replace")
+def test_logged_slot_replaced_again_and_again_under_a_guest_that_writes_loses_no_page(
+    boot, filled, edit, ring_size
+) -> None:
+    guest = boot(WRITE_ON, plan="replace", dirty_ring_size=ring_size)
     region = filled("ram", 0, COUNT * PAGE_SIZE, (COUNT + 1) * PAGE_SIZE)
     over = filled("over", 0, PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)

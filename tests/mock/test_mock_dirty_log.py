@@ -99,12 +99,12 @@ def test_mock_dirty_log_of_a_write_that_the_emulator_makes_is_noted_once_it_is_w
     note = PageLog.note
 
     def watched(log: PageLog, offset: int) -> None:
-        noted.append((offset, region.read(offset, 1)))
+        noted.append((offset // PAGE_SIZE, region.read(PAGE_SIZE - 1, 2)))
         note(log, offset)
 
     monkeypatch.setattr(PageLog, "note", watched)
     guest.run(Store(EDGE - 1, 0x0101, 2))
-    assert noted == [(PAGE_SIZE - 1, b"\1"), (PAGE_SIZE, b"\1")]
+    assert noted == [(0, b"\1\0"), (1, b"\1\1")]
     assert guest.dirty_pages(region) == [0, 1]
 
 

@@ -73,7 +73,9 @@ def check_usable(made: accel.Machine) -> None:
 FAULTS = st.one_of(
     st.builds(
         CallFails,
-        st.sampled_from(["slot", "create", "delete", "move", "toggle", "list", "take-dirty", "coalesce"]),
+        st.sampled_from(
+            ["slot", "create", "delete", "move", "toggle", "list", "take-dirty", "reset-rings", "coalesce"]
+        ),
         st.sampled_from([errno.ENOMEM, errno.EINVAL, errno.EEXIST]),
         st.integers(1, 1000),
         st.booleans(),

@@ -15,7 +15,8 @@ from accel.memory.dirty import DirtyClient
 from accel.memory.region import MemoryRegion
 from accel.memory.slot_plan import Slot
 from accel.program import GuestProgram, Load, Store
-from accel_mock.kvm.memslots import MemSlots, slot_error
+from accel_mock.kvm.memslots import MemSlots
+from accel_mock.kvm.slot_rules import slot_error
 from accel_mock.listener import MockMemoryListener
 
 BASE, DEVICE, NEXT_DEVICE = 0x20_0000, 0x30_0000, 0x40_0000

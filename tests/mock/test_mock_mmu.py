@@ -246,7 +246,7 @@ def test_mmu_watched_page_is_written_by_the_emulator_only(memslots: MemSlots) ->
 def test_mmu_make_for_a_write_to_a_page_that_is_watched_by_then_makes_nothing(memslots: MemSlots) -> None:
     mmu = memslots.mmu
     mmu.watch(BASE // PAGE_SIZE)
-    assert mmu._make(memslots.table.slots[0], BASE // PAGE_SIZE, write=True) is None
+    assert mmu._make(memslots.table.slots[0], BASE // PAGE_SIZE, None, write=True) is None
     assert mmu.entry(BASE // PAGE_SIZE) is None
 
 

@@ -22,6 +22,7 @@ def test_mock_plugin_registers_an_accelerator_that_is_always_there() -> None:
     assert available.capabilities == {
         Capability.READONLY_MEMORY,
         Capability.DIRTY_LOG,
+        Capability.DIRTY_RING,
         Capability.COALESCED_PIO,
         Capability.COALESCED_MMIO,
         Capability.IOEVENTFD,

@@ -16,9 +16,10 @@ PAGES = 64
 
 @pytest.mark.parametrize("how", ["remove", "shrink", "cover", "replace all"])
 @pytest.mark.parametrize("plan", ["least", "replace"])
-def test_logged_memory_that_goes_under_two_writing_vcpus_loses_no_page(machine, pace, plan, how) -> None:
+@pytest.mark.parametrize("ring_size", [0, 1024], ids=["bitmaps", "rings"])
+def test_logged_memory_that_goes_under_two_writing_vcpus_loses_no_page(machine, pace, plan, how, ring_size) -> None:
     adds = tuple(Add(LOW + page * PAGE_SIZE, 1, 8) for page in range(PAGES))
-    one = machine(Loop((*adds, Out(PORT, 0)), None), cpus=2, plan=plan)
+    one = machine(Loop((*adds, Out(PORT, 0)), None), cpus=2, plan=plan, dirty_ring_size=ring_size)
     guest = pace(one)
     region = accel.MemoryRegion.ram("logged", PAGES * PAGE_SIZE, max_size=2 * PAGES * PAGE_SIZE)
     cover = accel.MemoryRegion.ram("cover", PAGES // 2 * PAGE_SIZE)

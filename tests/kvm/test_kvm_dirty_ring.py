@@ -1,0 +1,137 @@
+"""Dirty rings on real KVM: what a full one, a closed vCPU, a failed call and a lost entry come to.
+
+That they note what bitmaps note is tested beside those (`ring_size` in the other files).
+"""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+import accel
+from accel.address import PAGE_SIZE
+from accel.errors import BackendError, CapabilityError, OptionError
+from accel.memory.dirty import DirtyClient
+from accel.program import GuestProgram, Out, Store
+from accel_kvm import abi, dirty_ring
+from accel_kvm.dirty_ring import DirtyRingLost
+
+pytestmark = pytest.mark.kvm
+
+BASE = 0x40_0000
+VGA = DirtyClient.VGA
+PORT = 0x80
+#: As few as a processor that logs by itself can do with.
+SIZE = 1024
+
+
+def writes(pages: int, each: int) -> GuestProgram:
+    """Return a program that writes to so many pages from `BASE` on, and leaves the guest after each few."""
+    stores = [Store(BASE + page * PAGE_SIZE, page, 8) for page in range(pages)]
+    return GuestProgram([op for at in range(0, pages, each) for op in (*stores[at : at + each], Out(PORT, 0))])
+
+
+@pytest.fixture
+def machine():
+    """Make machines with rings of `SIZE` entries, and memory for `writes` that logs."""
+    made = []
+
+    def make(program: GuestProgram, pages: int, cpus: int = 1, size: int = SIZE):
+        one = accel.Machine.create("kvm", memory="2M", cpus=cpus, options={"kvm": {"dirty_ring_size": size}})
+        made.append(one)
+        region = accel.MemoryRegion.ram("logged", pages * PAGE_SIZE)
+        region.start_log(VGA)
+        one.memory.add(region, at=BASE)
+        one.load(program)
+        return one, region
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def dirty(one: accel.Machine, region: accel.MemoryRegion) -> set[int]:
+    ranges = one.vm.dirty_log.collect(region, VGA).ranges()
+    return {page for window in ranges for page in range(window.start // PAGE_SIZE, window.end // PAGE_SIZE)}
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_run_goes_on_when_rings_are_full_and_misses_no_page(machine, cpus) -> None:
+    one, region = machine(writes(1200, each=100), 1200, cpus)
+    result = one.run(timeout=30)
+    assert result.outcome == accel.Outcome.HALTED
+    assert sum(vcpu.exits.get("dirty-ring-full", 0) for vcpu in result.vcpus) >= 1
+    assert dirty(one, region) == set(range(1200))
+    assert dirty(one, region) == set()
+
+
+def test_vcpu_run_by_hand_says_that_its_ring_was_full_and_goes_on(machine) -> None:
+    one, region = machine(writes(1200, each=100), 1200)
+    [vcpu] = one.vm.vcpus
+    exits = []
+    while not exits or exits[-1] != accel.Halt():
+        exits.append(vcpu.run())
+    assert accel.DirtyRingFull() in exits
+    assert sum(isinstance(one, accel.IoOut) for one in exits) == 12
+    assert dirty(one, region) == set(range(1200))
+
+
+def test_vcpu_that_is_closed_leaves_what_it_noted(machine) -> None:
+    one, region = machine(writes(40, each=40), 100)
+    one.run(timeout=30)
+    one.vm.vcpus[0].close()
+    assert dirty(one, region) == set(range(40))
+
+
+def test_rings_that_cannot_be_reset_give_their_pages_again_later(machine, faults) -> None:
+    one, region = machine(writes(20, each=20), 100)
+    one.run(timeout=30)
+    faults.reset({0: errno.EIO})
+    with pytest.raises(BackendError, match="KVM_RESET_DIRTY_RINGS failed: EIO"):
+        dirty(one, region)
+    assert faults.calls == [abi.KVM_RESET_DIRTY_RINGS]
+    # The kernel notes nothing more of these pages, so they count as written until it does.
+    assert dirty(one, region) == set(range(20))
+    assert dirty(one, region) == set()
+    assert faults.calls == [abi.KVM_RESET_DIRTY_RINGS] * 2, "nothing was taken the third time"
+
+
+def test_guest_that_overruns_its_ring_ends_with_all_pages_written_or_is_stopped_in_time(machine) -> None:
+    """Whichever this host's KVM does: those that emulate guest code inside of one entry do not look in time."""
+    one, region = machine(writes(3000, each=3000), 3001)
+    try:
+        result = one.run(timeout=30)
+    except DirtyRingLost as error:
+        assert f"has entries ({SIZE})" in str(error)
+        assert "dirty_ring_size" in str(error)
+        with pytest.raises(DirtyRingLost):
+            dirty(one, region)
+        log = region.dirty_log()
+        assert log.collect(VGA, 0, region.size).page_count == 3001
+    else:
+        assert result.outcome == accel.Outcome.HALTED
+        assert dirty(one, region) == set(range(3000))
+
+
+@pytest.mark.parametrize("size", [3, 128, 1000])
+def test_ring_of_a_size_that_cannot_be_is_refused(open_vm, size) -> None:
+    with pytest.raises(
+        OptionError, match=rf"accelerator.kvm.dirty_ring_size = {size}: must be a power of two from 256"
+    ):
+        open_vm(dirty_ring_size=size)
+
+
+def test_kvm_without_rings_says_so_and_offers_none(open_vm, monkeypatch) -> None:
+    def without(fd: int, number: int) -> int:
+        return 0
+
+    monkeypatch.setattr(dirty_ring, "extension", without)
+    with pytest.raises(CapabilityError, match="has no dirty rings .* leave out dirty_ring_size"):
+        open_vm(dirty_ring_size=SIZE)
+
+
+def test_vm_without_rings_has_none_to_empty(open_vm) -> None:
+    assert accel.Capability.DIRTY_RING in open_vm().backend.capabilities
+    with pytest.raises(CapabilityError):
+        open_vm().backend.empty_dirty_rings()
