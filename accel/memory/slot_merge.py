@@ -45,6 +45,8 @@ class SlotPlanner:
         page_size: Granule of a mapping, bytes.
         slot_count: Greatest number of slots.
         max_slot_size: Most bytes of one slot.
+        host_page_size: As for `section_slots`.
+        protects: As for `plan_slots`.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class SlotPlanner:
         page_size: int,
         slot_count: int,
         max_slot_size: int = ADDRESS_SPACE_SIZE,
+        host_page_size: int | None = None,
+        protects: bool = False,
     ) -> None:
         self.slot_count = slot_count
         self._within = within
@@ -63,6 +67,8 @@ class SlotPlanner:
         self._policy: Policy = policy
         self._page_size = page_size
         self._max_slot_size = max_slot_size
+        self._host_page_size = host_page_size
+        self._protects = protects
         self._runs = _Runs()
         # What `settle` looks at.
         self._gone: list[AddressRange] = []
@@ -99,9 +105,11 @@ class SlotPlanner:
         within = self._within
         self._gone = [section.range for section in deletes]
         present = [slot for window in self._gone for slot in within(window)]
-        wanted = [slot for section in adds for slot in section_slots(section, self._page_size, self._max_slot_size)]
+        granules = self._page_size, self._max_slot_size, self._host_page_size
+        wanted = [slot for section in adds for slot in section_slots(section, *granules)]
         toggles = [toggle for section in logs for toggle in section_toggles(within(section.range), section)]
-        plan = plan_slots(present, wanted, self._policy, toggles, free=self.slot_count - self._count())
+        free = self.slot_count - self._count()
+        plan = plan_slots(present, wanted, self._policy, toggles, free=free, protects=self._protects)
         # Where nothing is kept, each wanted slot is created whole.
         runs = _runs(present, wanted, plan) if len(present) > len(plan.deletes) else []
         self._touched = [AddressRange(run[0].gpa, run[-1].range.end) for run in runs]

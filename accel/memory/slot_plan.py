@@ -7,7 +7,8 @@ there exit and are served from the view.
 
 Two policies. ``replace`` deletes the slots of each section that goes and creates those of each that comes, as
 QEMU does. ``least`` leaves a slot alone whose mapping stays right and creates only what is missing, so that
-growth is one more slot. Under both, a slot that stays and only begins or ends to log dirty pages is toggled in place.
+growth is one more slot. Under both, a slot that stays and only begins or ends to log dirty pages is toggled in place;
+so is, under ``least``, one that only becomes read-only or writable, if the accelerator can do that (`protects`).
 
 In which order
 --------------
@@ -31,7 +32,10 @@ can fail. Then either it fails, and has deleted nothing, or it succeeds, and not
 A hold is needed, too, for a log that goes, with its slot or from a slot that stays. Its bits are collected before, and
 a guest that ran on could write a page between the two. For the end of a log this matters if the change fails later: the
 client then logs on and wants those pages. The beginning of a log needs none: nobody is owed what is written before. A
-toggle takes no address away, so it may fail and be undone in a guest's sight, and comes before all deletes.
+toggle takes no address away, so that of a log may fail and be undone in a guest's sight. Toggles come before deletes.
+
+A slot that becomes read-only or writable is as a delete in this: undone, it would have been read-only, or writable, for
+a while to a guest that is owed neither. So it needs a hold unless it is the only step, or none follows.
 """
 
 from __future__ import annotations
@@ -90,11 +94,15 @@ class Slot:
         """Return the slot that maps the same and logs for `log`."""
         return evolve(self, log=log)
 
-    def agrees(self, other: Slot) -> bool:
-        """Return whether both map the addresses that they share alike, and not for different logs."""
+    def agrees(self, other: Slot, *, protects: bool = False) -> bool:
+        """Return whether both map the addresses that they share alike, and not for different logs.
+
+        With `protects`, they may differ in whether that is read-only.
+        """
         same_place = self.hva - self.gpa == other.hva - other.gpa
         same_log = self.log is other.log or self.log is None or other.log is None
-        return same_place and same_log and self.readonly == other.readonly and self.block is other.block
+        same_access = protects or self.readonly == other.readonly
+        return same_place and same_log and same_access and self.block is other.block
 
     def __str__(self) -> str:
         mode = "r-" if self.readonly else "rw"
@@ -102,17 +110,28 @@ class Slot:
         return f"GPA {self.gpa:#x} size {self.size:#x} HVA {self.hva:#x} {mode}"
 
 
-#: A slot as it is, and as it is to be with another `log`.
+#: A slot as it is, and as it is to be with another `log`, or `readonly` or not.
 Toggle = tuple[Slot, Slot]
 
 
-def section_slots(section: MemoryRegionSection, page_size: int, max_slot_size: int = ADDRESS_SPACE_SIZE) -> list[Slot]:
-    """Return the slots that map `section`, ascending; none if it is no RAM or holds no mappable page."""
+def section_slots(
+    section: MemoryRegionSection,
+    page_size: int,
+    max_slot_size: int = ADDRESS_SPACE_SIZE,
+    host_page_size: int | None = None,
+) -> list[Slot]:
+    """Return the slots that map `section`, ascending; none if it is no RAM or holds no mappable page.
+
+    Args:
+        page_size: Granule of guest-physical addresses and sizes, bytes.
+        max_slot_size: Most bytes of one slot.
+        host_page_size: Granule of host addresses; `page_size` where it is None.
+    """
     if not section.is_ram:
         return []
     start, end = align_up(section.range.start, page_size), align_down(section.range.end, page_size)
     hva = section.host_address + start - section.range.start
-    if start >= end or hva % page_size:
+    if start >= end or hva % (host_page_size or page_size):
         return []
     block = section.region.block
     assert block is not None
@@ -173,14 +192,21 @@ class SlotPlan:
 
     @property
     def needs_hold(self) -> bool:
-        """Whether a slot that is deleted may have to come back though nothing follows the plan, or a log goes."""
+        """Whether what a guest sees may have to come back though nothing follows the plan, or a log goes."""
         last_is_delete = self.creates_first or not self.creates
-        return self.ends_log or len(self.deletes) > (1 if last_is_delete else 0)
+        steps = len(self.toggles) + len(self.deletes) + len(self.creates)
+        taken_back = len(self.deletes) > (1 if last_is_delete else 0) or (self.changes_access and steps > 1)
+        return self.ends_log or taken_back
 
     @property
     def needs_hold_unless_last(self) -> bool:
-        """Whether a slot that is deleted has to come back if something fails that follows the plan."""
-        return bool(self.deletes)
+        """Whether what a guest sees has to come back if something fails that follows the plan."""
+        return bool(self.deletes) or self.changes_access
+
+    @property
+    def changes_access(self) -> bool:
+        """Whether a slot that stays becomes read-only or writable."""
+        return any(old.readonly != new.readonly for old, new in self.toggles)
 
     @property
     def ends_log(self) -> bool:
@@ -194,7 +220,13 @@ class SlotPlan:
 
 
 def plan_slots(
-    present: Iterable[Slot], wanted: Sequence[Slot], policy: Policy, toggles: Iterable[Toggle] = (), *, free: int = 0
+    present: Iterable[Slot],
+    wanted: Sequence[Slot],
+    policy: Policy,
+    toggles: Iterable[Toggle] = (),
+    *,
+    free: int = 0,
+    protects: bool = False,
 ) -> SlotPlan:
     """Return the steps from the slots `present` to those `wanted`.
 
@@ -204,6 +236,7 @@ def plan_slots(
         policy: See the module's text.
         toggles: Those of the sections that stay (`section_toggles`).
         free: How many slots more there can be than there are.
+        protects: Whether a slot that stays can become read-only or writable.
     """
     if policy == "replace":
         return _in_order(tuple(present), tuple(wanted), tuple(toggles), free)
@@ -214,12 +247,13 @@ def plan_slots(
     for slot in present:
         while index < len(wanted) and wanted[index].range.end <= slot.gpa:
             index += 1
-        if index < len(wanted) and wanted[index].range.covers(slot.range) and wanted[index].agrees(slot):
-            kept.append(slot)
-            if slot.log is not wanted[index].log:
-                changed.append((slot, slot.with_log(wanted[index].log)))
-        else:
+        whole = wanted[index] if index < len(wanted) and wanted[index].range.covers(slot.range) else None
+        if whole is None or not whole.agrees(slot, protects=protects):
             deletes.append(slot)
+            continue
+        kept.append(slot)
+        if slot.log is not whole.log or slot.readonly != whole.readonly:
+            changed.append((slot, whole.part(slot.range)))
     return _in_order(tuple(deletes), tuple(_missing(wanted, kept)), tuple(changed), free)
 
 
