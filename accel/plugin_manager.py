@@ -198,7 +198,7 @@ class PluginManager:
             raise info.problem(f"breaks the hook contract: {' '.join(str(error).split())}") from error
         except ValueError as error:
             raise info.problem(str(error)) from error
-        info.hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ()))
+        info.hooks = self.hooks_of(info.name)
 
     def unregister(self, plugin: object) -> None:
         """Take out a plugin that `register` added; what it registered is gone with it."""
@@ -209,6 +209,11 @@ class PluginManager:
     def _forget(self) -> None:
         self._found.clear()
         self._sources.clear()
+
+    def hooks_of(self, plugin: str) -> tuple[str, ...]:
+        """Return the hooks that a plugin which is loaded implements, by its name; of the core, too."""
+        callers = self._manager.get_hookcallers(self._manager.get_plugin(plugin)) or ()
+        return tuple(sorted(caller.name for caller in callers))
 
     # what plugins registered
 
@@ -278,10 +283,9 @@ class PluginManager:
 
     # whose fault it is
 
-    def blame(self, error: BaseException) -> tuple[PluginInfo, str] | None:
-        """Return the plugin whose code `error` came out of, and the place as ``file:line``; None if of no plugin."""
+    def blame(self, error: BaseException) -> PluginError | None:
+        """Return what a plugin raised, as an error that names it; None if `error` came out of no plugin's code."""
         for info in self.plugins.values():
-            place = place_of(error, info.module)
-            if place is not None:
-                return info, f"{place[0]}:{place[1]}"
+            if place_of(error, info.module) is not None:
+                return info.problem(f"raised {described(error, info.module, info.file)}")
         return None

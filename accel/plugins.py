@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from accel import turns
 from accel.backend import Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import NoAcceleratorError, PluginError, UsageError
 from accel.options import nearest, parse_options
+from accel.plugin_manager import BUILTIN as BUILTIN
 from accel.plugin_manager import PluginInfo as PluginInfo
 from accel.plugin_manager import PluginManager as PluginManager
+from accel.plugin_sources import installed_plugins, local_plugins
 from accel.probing import ask
 from accel.vm import OpenAccelerator
 
@@ -43,6 +46,16 @@ def _loaded(blocked: str, folder: str) -> PluginManager:
     if folder:
         manager.load_folder(Path(folder))
     return manager
+
+
+def known_names() -> list[str]:
+    """Return the names of all plugins that can be found, in order; imports none of them."""
+    found = installed_plugins()
+    folder = os.environ.get(FOLDER_VARIABLE, "")
+    if folder:
+        with suppress(OSError):  # the manager notes it
+            found += local_plugins(Path(folder))
+    return sorted({one.name for one in found})
 
 
 # choosing an accelerator

@@ -11,20 +11,21 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import click
 
 import accel
 from accel.cli.exit_codes import MEANINGS, ExitCode, error_code, output_closed
+from accel.cli.plugin_flags import plugin_flags, use_plugins
 from accel.cli.signals import ending_signals
-from accel.errors import AccelError
+from accel.errors import AccelError, UsageError
 
 #: Set to anything but 0, it shows where an error comes from.
 DEBUG_VARIABLE = "ACCEL_DEBUG"
 
-_COMMANDS = ("run", "mtree", "list", "demo", "stress", "explore", "locks", "conformance")
+_COMMANDS = ("run", "mtree", "list", "plugins", "demo", "stress", "explore", "locks", "conformance")
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
@@ -32,6 +33,12 @@ class CommandGroup(click.Group):
     """The built-in commands, each imported when it is needed, and those of plugins."""
 
     _plugins_added = False
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Read the flags; those about plugins first, since ``--help`` lists the commands of plugins."""
+        given, _, _ = self.make_parser(context).parse_args(list(arguments))
+        use_plugins(context, given)
+        return super().parse_args(context, arguments)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -45,6 +52,15 @@ class CommandGroup(click.Group):
             return command
         self._add_plugin_commands()
         return self.commands.get(name)
+
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        """Take a command of a plugin. Raises UsageError if there is one of this name."""
+        name = name or command.name
+        if name in _COMMANDS:
+            raise UsageError(f"command '{name}' is accelctl's own; give it another name")
+        if name in self.commands:
+            raise UsageError(f"there is a command '{name}' already, of another plugin; give it another name")
+        super().add_command(command, name)
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command and return its exit code; errors end here, where click would take some for its own."""
@@ -66,16 +82,11 @@ class CommandGroup(click.Group):
         self._plugins_added = True
         from accel.plugins import plugin_manager
 
-        for implementation in plugin_manager().hook.accel_register_commands.get_hookimpls():
-            arguments: dict[str, Any] = {"cli": self}
-            try:
-                implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-                click.echo(
-                    f"accelctl: plugin '{implementation.plugin_name}' could not add its commands: "
-                    f"{type(error).__name__}: {error}",
-                    err=True,
-                )
+        manager = plugin_manager()
+        for implementation in manager.hook.accel_register_commands.get_hookimpls():
+            problem = manager.call(implementation, cli=self)
+            if problem is not None:
+                click.echo(f"accelctl: {printable(str(problem))}", err=True)
 
 
 @click.group(
@@ -84,6 +95,7 @@ class CommandGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(accel.__version__, prog_name="accelctl")
+@plugin_flags
 def group() -> None:
     """Run guests on KVM and other accelerators, and watch their memory change under them."""
 
@@ -96,7 +108,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        result = group.main(arguments, prog_name="accelctl", standalone_mode=False)
+        with ExitStack() as at_end:
+            result = group.main(arguments, prog_name="accelctl", standalone_mode=False, obj=at_end)
         return result if isinstance(result, int) else ExitCode.SUCCESS
     except click.ClickException as error:
         error.show()
@@ -123,7 +136,14 @@ def _failed(error: Exception) -> int:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, (AccelError, OSError)):
+    if isinstance(error, AccelError):
+        return str(error)
+    from accel.plugins import plugin_manager
+
+    blamed = plugin_manager().blame(error)
+    if blamed is not None:
+        return f"{blamed}\nThis is a bug in the plugin; {DEBUG_VARIABLE}=1 shows where it comes from."
+    if isinstance(error, OSError):
         return str(error)
     return (
         f"unexpected {type(error).__name__}: {error}\n"

@@ -10,7 +10,7 @@ from attrs import Factory, asdict, filters, frozen
 import accel
 from accel.address import format_size
 from accel.options import Option
-from accel.plugins import default_accelerators, find_accelerator, plugin_manager, probe
+from accel.plugins import BUILTIN, PluginInfo, default_accelerators, find_accelerator, plugin_manager, probe_all
 
 #: What of an option is data: not the functions that read it.
 _DECLARED = filters.exclude("item", "whole")
@@ -64,9 +64,8 @@ class Entry:
 def accelerators() -> list[Entry]:
     """Probe every accelerator and return them in the order in which they are tried."""
     entries = []
-    for name in default_accelerators():
-        accelerator = find_accelerator(name)
-        found = probe(accelerator)
+    known = [find_accelerator(name) for name in default_accelerators()]
+    for accelerator, found in zip(known, probe_all(known), strict=True):
         entries.append(
             Entry(
                 accelerator.name,
@@ -113,6 +112,38 @@ def broken_plugins() -> list[dict[str, str]]:
         for info in plugin_manager().plugins.values()
         if info.error is not None
     ]
+
+
+def plugins() -> list[dict[str, Any]]:
+    """Return every plugin as plain data, the core's own part first; asks all for what they register."""
+    manager = plugin_manager()
+    registered: dict[str, Mapping[str, object]] = {
+        "accelerators": manager.accelerators(),
+        "devices": manager.devices(),
+        "loaders": manager.loaders(),
+    }
+    own = PluginInfo(BUILTIN, f"accel {accel.__version__}", "accel", hooks=manager.hooks_of(BUILTIN))
+    return [_plugin(info, registered) for info in (own, *manager.plugins.values())]
+
+
+def _plugin(info: PluginInfo, registered: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+    name, _, version = ("", "", "") if info.file else info.distribution.rpartition(" ")
+    source = plugin_manager().source
+    # One without hooks is broken, and may have the name of one that is not.
+    brought = {
+        kind: [one for one, thing in things.items() if info.hooks and source(thing) == info.name]
+        for kind, things in registered.items()
+    }
+    return {
+        "name": info.name,
+        "distribution": name or None,
+        "version": version if name else None,
+        "where": info.where,
+        "state": info.state,
+        "reason": None if info.error is None else str(info.error),
+        "hooks": list(info.hooks),
+        "registered": brought,
+    }
 
 
 def _source(registered: object) -> tuple[str, str]:

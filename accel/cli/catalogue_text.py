@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,24 @@ def print_catalogue(found: Mapping[str, Sequence[Entry]], broken: Sequence[Mappi
             console.print(Text(f"not in use: {printable(one['reason'])}", style="red"))
     if len(found) > 1:
         console.print(Text("\nmore about one: accelctl list devices serial", style="dim"))
+
+
+def print_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of plugins, and why each of those that are not in use is not."""
+    console = plain_console()
+    table = plain_table("plugin", "state", "distribution", "where", "hooks")
+    for one in plugins:
+        style = {"in use": "green", "broken": "red"}.get(one["state"], "yellow")
+        distribution = f"{one['distribution']} {one['version']}" if one["distribution"] else "-"
+        hooks = ", ".join(one["hooks"]) or "-"
+        texts = (printable(text) for text in (distribution, one["where"] or "-", hooks))
+        table.add_row(printable(one["name"]), Text(one["state"], style=style), *texts)
+    console.print(table)
+    reasons = [one["reason"] for one in plugins if one["state"] == "broken"]
+    if reasons:
+        console.print()
+    for reason in reasons:
+        console.print(Text(printable(reason), style="red"))
 
 
 def print_entry(entry: Entry) -> None:

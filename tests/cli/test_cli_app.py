@@ -32,13 +32,13 @@ def test_help_lists_commands_and_exit_codes(accelctl: Accelctl) -> None:
     done = accelctl("--help")
     text = done.stdout.decode()
     assert done.returncode == 0
-    for word in ("run", "mtree", "list", "demo", "stress", "Exit codes:"):
+    for word in ("run", "mtree", "list", "plugins", "demo", "stress", "Exit codes:"):
         assert word in text
     for code, meaning in MEANINGS.items():
         assert f"{code:>3}  {meaning}" in text
 
 
-@pytest.mark.parametrize("command", ["run", "mtree", "list", "demo", "stress"])
+@pytest.mark.parametrize("command", ["run", "mtree", "list", "plugins", "demo", "stress"])
 def test_help_of_each_command(accelctl: Accelctl, command: str) -> None:
     assert accelctl(command, "--help").stdout.startswith(f"Usage: accelctl {command} ".encode())
 
@@ -103,7 +103,7 @@ def test_group_has_the_commands_of_plugins(manager: PluginManager) -> None:
     manager.register(plugin(lambda cli: cli.add_command(command)), "third-party")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "explore", "locks", "extra"]
+    assert group.list_commands(context) == [*app._COMMANDS, "extra"]
     assert group.get_command(context, "extra") is command
 
 
@@ -113,19 +113,33 @@ def test_group_plugin_that_fails_is_named_and_the_rest_works(
     def fail(cli: click.Group) -> None:
         raise RuntimeError("no")
 
-    manager.register(plugin(fail), "broken")
+    manager.register(plugin(fail), "broken", "dist 1.0")
     manager.register(plugin(lambda cli: cli.add_command(click.Command("extra"))), "third-party")
     group = CommandGroup("accelctl")
     assert "extra" in group.list_commands(click.Context(group))
-    assert "plugin 'broken' could not add its commands: RuntimeError: no" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "accelctl: plugin 'broken' (from dist 1.0): accel_register_commands failed: RuntimeError: no\n"
+    )
+    assert manager.plugins["broken"].state == "broken"
 
 
-def test_group_plugin_cannot_replace_a_command_of_its_own(manager: PluginManager) -> None:
-    manager.register(plugin(lambda cli: cli.add_command(click.Command("run"))), "third-party")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("run", "command 'run' is accelctl's own"), ("extra", "there is a command 'extra' already, of another plugin")],
+)
+def test_group_plugin_cannot_replace_a_command(
+    manager: PluginManager, capsys: pytest.CaptureFixture[str], name: str, problem: str
+) -> None:
+    first = click.Command("extra")
+    manager.register(plugin(lambda cli: cli.add_command(first)), "first")
+    manager.register(plugin(lambda cli: cli.add_command(click.Command(name))), "second")
     group = CommandGroup("accelctl")
     context = click.Context(group)
-    assert group.list_commands(context) == ["run", "mtree", "list", "demo", "stress", "explore", "locks"]
-    assert group.get_command(context, "run") is not group.commands["run"]
+    assert group.list_commands(context) == [*app._COMMANDS, "extra"]
+    assert group.get_command(context, "extra") is first
+    assert f"accelctl: plugin 'second' (from ?): accel_register_commands failed: UsageError: {problem}" in (
+        capsys.readouterr().err
+    )
 
 
 # errors

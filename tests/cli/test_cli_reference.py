@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from accel.cli import demo, list, locks, mtree, run, stress
+from accel.cli import app, demo, list, locks, mtree, plugins, run, stress
 from accel.program import _OPS
 from accel.result import Outcome
 from accel.workload import schema
@@ -71,12 +71,25 @@ def test_accelctl_page_lists_every_flag(command: click.Command) -> None:
     assert listed == flags
 
 
-@pytest.mark.parametrize("command", [list.command, demo.command, locks.command])
+@pytest.mark.parametrize("command", [list.command, plugins.command, demo.command, locks.command])
 def test_accelctl_page_names_every_flag_of_the_other_commands(command: click.Command) -> None:
     text = sections("accelctl.md")[f"accelctl {command.name}"]
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.opts[0] in text
+
+
+def test_accelctl_page_lists_every_flag_before_the_command() -> None:
+    listed = first_cells(sections("accelctl.md")["Flags before the command"])
+    flags = {option.opts[0] for option in app.group.params if isinstance(option, click.Option)}
+    assert {word.split()[0] for word in listed} == flags
+
+
+def test_accelctl_page_lists_every_key_of_plugins() -> None:
+    from accel.cli.catalogue import plugins as found_plugins
+
+    listed = first_cells(sections("accelctl.md")["accelctl plugins"])
+    assert listed == {key for one in found_plugins() for key in one}
 
 
 def test_accelctl_page_lists_every_key_of_the_report() -> None:

@@ -1,0 +1,7 @@
+"""placeholder"""
+import click
+
+
+@click.command("new")
+def command() -> None:
+    """Start a plugin."""
