@@ -6,6 +6,9 @@ for requests between two operations. It needs no lock for that which who waits h
 Kicking all follows KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS as they were proposed ("KVM: API to block
 and resume all running vcpus in a vm"): a vCPU that runs comes out, and one that wants to run until all are resumed is
 sent back at once. There is one such state, which does not count: who resumes resumes everybody's.
+
+One thing is added to that proposal: whoever was kept out may work for a moment before all are kicked again. Changes that
+follow each other at once would otherwise leave the guest no time, and show nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Protocol
 
 #: How long a thread stays off the GIL to let the others go on, which otherwise takes a whole switch interval.
 HANDOVER_SECONDS = 20e-6
+#: Longest wait for those who were kept out, before all are kicked again.
+_FAIRNESS_SECONDS = 1e-3
 
 
 class RunningVcpu(Protocol):
@@ -49,11 +54,15 @@ class Running:
         self._changed = threading.Condition()
         # Requests made so far; and of each vCPU inside, those that it has heard of, and since which it has worked.
         self._requests = 0
+        # The last of them that empties TLBs.
+        self._flush = 0
         self._heard: dict[RunningVcpu, int] = {}
         self._worked: dict[RunningVcpu, int] = {}
         # vCPUs outside: up to which request their TLB is right; and those that were sent back since all were kicked.
         self._left: dict[RunningVcpu, int] = {}
         self._sent_back: dict[RunningVcpu, None] = {}
+        # Those who were kept out the last time and have not worked since.
+        self._owed: dict[RunningVcpu, None] = {}
         # How many threads wait here.
         self._waiting = 0
 
@@ -61,11 +70,14 @@ class Running:
 
     def flush(self) -> None:
         """Have every vCPU that runs drop its TLB, and wait until all have; those outside do when they come."""
-        self._ask(self._heard)
+        with self._changed:
+            self._flush = self._requests + 1
+            self._ask(self._heard)
 
     def let_work(self) -> None:
         """Wait until every vCPU that runs has executed a few operations since now."""
-        self._ask(self._worked)
+        with self._changed:
+            self._ask(self._worked)
 
     def kick_all(self, timeout: float) -> Sequence[RunningVcpu]:
         """Bring all vCPUs out and let none in until `resume_all`; wait at most `timeout` seconds.
@@ -74,9 +86,12 @@ class Running:
             Who is still inside. If there is one, all are resumed.
         """
         with self._changed:
+            if self._owed:
+                self._let_owed_work(min(timeout, _FAIRNESS_SECONDS))
             self.stopped = True
             for vcpu in self._heard:
                 vcpu.attention = True
+                self._owed[vcpu] = None
             self._wait(lambda: not self._heard, timeout)
             inside = tuple(self._heard)
         if inside:
@@ -88,16 +103,25 @@ class Running:
         with self._changed:
             self.stopped = False
             sent_back, self._sent_back = self._sent_back, {}
+            self._owed |= sent_back
         for vcpu in sent_back:
             vcpu.wake()
 
     def _ask(self, done: dict[RunningVcpu, int]) -> None:
-        with self._changed:
-            self._requests += 1
-            wanted = self._requests
-            for vcpu in done:
-                vcpu.attention = True
-            self._wait(lambda: all(heard >= wanted for heard in done.values()))
+        """Make a request and wait until all who run have done it; under the lock."""
+        self._requests += 1
+        wanted = self._requests
+        for vcpu in done:
+            vcpu.attention = True
+        self._wait(lambda: all(heard >= wanted for heard in done.values()))
+
+    def _let_owed_work(self, timeout: float) -> None:
+        """Wait for those who were kept out; under the lock. One that does not want to run is not waited for again."""
+        self._requests += 1
+        for vcpu in self._owed:
+            vcpu.attention = True
+        self._wait(lambda: not self._owed, timeout)
+        self._owed.clear()
 
     def _wait(self, over: Callable[[], bool], timeout: float | None = None) -> None:
         """Wait for a vCPU to do something; under the lock."""
@@ -120,9 +144,11 @@ class Running:
             if self.stopped:
                 self._sent_back[vcpu] = None
                 return False
-            if self._left.pop(vcpu, -1) < self._requests:
+            if self._left.pop(vcpu, -1) < self._flush:
                 vcpu.drop_tlb()
             self._heard[vcpu] = self._worked[vcpu] = self._requests
+            if vcpu in self._owed:
+                vcpu.attention = True
             return True
 
     def leave(self, vcpu: RunningVcpu) -> None:
@@ -130,12 +156,15 @@ class Running:
         with self._changed:
             self._left[vcpu] = self._heard.pop(vcpu)
             del self._worked[vcpu]
+            if not self.stopped:
+                self._owed.pop(vcpu, None)
             self._tell()
 
     def hear(self, vcpu: RunningVcpu) -> int:
         """Do what was asked; return the request up to which it has been."""
-        vcpu.drop_tlb()
         with self._changed:
+            if self._heard[vcpu] < self._flush:
+                vcpu.drop_tlb()
             self._heard[vcpu] = heard = self._requests
             self._tell()
         return heard
@@ -144,6 +173,7 @@ class Running:
         """Note that the vCPU has executed some operations since it heard of a request."""
         with self._changed:
             self._worked[vcpu] = heard
+            self._owed.pop(vcpu, None)
             awaited = self._waiting > 0
             self._tell()
         if awaited:
@@ -154,6 +184,7 @@ class Running:
         with self._changed:
             self._left.pop(vcpu, None)
             self._sent_back.pop(vcpu, None)
+            self._owed.pop(vcpu, None)
 
     def _tell(self) -> None:
         if self._waiting:

@@ -192,3 +192,38 @@ def test_running_forgets_a_vcpu_that_is_closed(running: Running, vcpu: Vcpu) -> 
     # The fixture's value is the test framework's until the test ends.
     assert kept[1]() is None
     assert kept[0]() not in running._left
+
+
+def test_running_let_work_leaves_tlbs_alone(running: Running, vcpu: Vcpu) -> None:
+    drops = vcpu.drops
+    with asking(running.let_work, vcpu):
+        running.has_worked(vcpu, running.hear(vcpu))
+    running.leave(vcpu)
+    running.enter(vcpu)
+    assert vcpu.drops == drops
+
+
+def test_running_kick_all_waits_for_those_who_were_kept_out_to_work_first(
+    running: Running, vcpu: Vcpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accel_mock.kvm.running._FAIRNESS_SECONDS", PATIENCE)
+    with asking(lambda: running.kick_all(PATIENCE), vcpu):
+        running.leave(vcpu)
+    running.resume_all()
+    running.enter(vcpu)
+    with asking(lambda: running.kick_all(PATIENCE), vcpu) as returned:
+        assert not running.stopped, "it may work first"
+        vcpu.noticed.clear()
+        running.has_worked(vcpu, running.hear(vcpu))
+        assert vcpu.noticed.wait(PATIENCE), "now it is kicked"
+        assert running.stopped
+        running.leave(vcpu)
+    assert returned == [()]
+
+
+def test_running_kick_all_goes_on_without_a_vcpu_that_does_not_come(running: Running, vcpu: Vcpu) -> None:
+    with asking(lambda: running.kick_all(PATIENCE), vcpu):
+        running.leave(vcpu)
+    running.resume_all()
+    assert running.kick_all(PATIENCE) == ()
+    assert running.stopped
