@@ -29,6 +29,9 @@ def serves(view: FlatView, address: int, size: int, *, is_write: bool, page_size
         page = align_down(byte, page_size)
         if page < section.range.start or page + page_size > section.range.end:
             return False
+        if (section.host_address + page - section.range.start) % page_size:
+            # Askew to the host's pages, so no accelerator can be asked to map it.
+            return False
     return True
 
 

@@ -54,6 +54,12 @@ def test_serves_agrees_with_asking_each_byte_of_each_page(view: FlatView, access
     )
 
 
+@pytest.mark.parametrize(("offset", "served"), [(0, True), (1, False), (PAGE - 1, False), (PAGE, True)])
+def test_serves_not_what_lies_askew_to_the_hosts_pages(offset: int, served: bool) -> None:
+    view = FlatView((MemoryRegionSection(AddressRange(0, 2 * PAGE), RAM, offset, False),))
+    assert serves(view, 0, 4, is_write=False, page_size=PAGE) is served
+
+
 @settings(max_examples=200)
 @given(st.lists(st.tuples(views(), st.booleans()), min_size=1, max_size=8), st.data())
 def test_served_judge_asks_every_generation_from_entry_to_exit(steps, data: st.DataObject) -> None:
