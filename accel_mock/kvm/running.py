@@ -7,8 +7,8 @@ Kicking all follows KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS a
 and resume all running vcpus in a vm"): a vCPU that runs comes out, and one that wants to run until all are resumed is
 sent back at once. There is one such state, which does not count: who resumes resumes everybody's.
 
-One thing is added to that proposal: whoever was kept out may work for a moment before all are kicked again. Changes that
-follow each other at once would otherwise leave the guest no time, and show nothing.
+One thing is added to that proposal: whoever was kept out may work for a moment before all are kicked again. Changes
+that follow each other at once would otherwise leave the guest no time, and show nothing.
 """
 
 from __future__ import annotations
