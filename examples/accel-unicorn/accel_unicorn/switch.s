@@ -1,0 +1,114 @@
+# Switches between the stack of a vCPU thread and the stack on which Unicorn runs; x86-64, System V ABI.
+# `switch.py` holds these bytes (a test assembles this file and compares) and says what they are for.
+# Offsets are those of the control block there.
+        .intel_syntax noprefix
+        .text
+
+enter:                                  # enter(block): go on where the engine is; returns the event, which is also in it
+        push rbx
+        push rbp
+        push r12
+        push r13
+        push r14
+        push r15
+        mov [rdi+0x10], rsp
+        mov rsp, [rdi+0x08]
+        mov rax, [rdi+0x40]
+        pop r15
+        pop r14
+        pop r13
+        pop r12
+        pop rbp
+        pop rbx
+        ret
+
+suspend:                                # block in r11, event in rax: go back to where `enter` was called
+        mov [r11+0x18], rax
+        mov [r11+0x20], rsi
+        mov [r11+0x28], rdx
+        mov [r11+0x30], rcx
+        mov [r11+0x38], r8
+        push rbx
+        push rbp
+        push r12
+        push r13
+        push r14
+        push r15
+        mov [r11+0x08], rsp
+        mov rsp, [r11+0x10]
+        pop r15
+        pop r14
+        pop r13
+        pop r12
+        pop rbp
+        pop rbx
+        ret
+
+start:                                  # the bottom of the engine's stack; block in rbx
+        mov rdi, [rbx+0x60]
+        mov rsi, [rbx+0x68]
+        xor edx, edx
+        xor ecx, ecx
+        xor r8d, r8d
+        call [rbx+0x78]
+        mov esi, eax
+        mov r11, rbx
+        mov eax, 1
+        call suspend
+        jmp start
+
+code:                                   # code(uc, address, size, block)
+        inc qword ptr [rcx+0x80]
+        cmp dword ptr [rcx], 0
+        jne 1f
+        ret
+1:      mov r11, rcx
+        mov eax, 2
+        jmp suspend
+
+out:                                    # out(uc, port, size, value, block)
+        mov r11, r8
+        mov eax, 3
+        jmp suspend
+
+in:                                     # in(uc, port, size, block)
+        mov r11, rcx
+        mov eax, 4
+        jmp suspend
+
+memory:                                 # memory(uc, type, address, size, value, block)
+        mov r11, r9
+        mov esi, esi
+        mov ecx, ecx
+        mov eax, 5
+        jmp suspend
+
+exception:                              # exception(uc, vector, block)
+        mov r11, rdx
+        mov esi, esi
+        mov eax, 6
+        jmp suspend
+
+syscall:                                # syscall(uc, block)
+        mov r11, rsi
+        mov eax, 7
+        jmp suspend
+
+device_read:                            # device_read(uc, offset, size, block): the answer that `memory` was given
+        cmp dword ptr [rcx+0x50], 0
+        je 2f
+        dec dword ptr [rcx+0x50]
+        mov rax, [rcx+0x48]
+        cmp edx, 8
+        je 1f
+        cmp dword ptr [rcx+0x58], 8
+        jne 1f
+        test sil, 4
+        je 1f
+        shr rax, 32
+1:      ret
+2:      mov rax, -1
+        ret
+
+device_write:                           # device_write(uc, offset, size, value, block): `memory` was told already
+        ret
