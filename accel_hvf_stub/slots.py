@@ -134,17 +134,18 @@ class HvfMemoryListener(SlotListener):
 def _check_pages(section: MemoryRegionSection) -> None:
     """Refuse a section that lies wrong in its pages, other than where something else covers a part of one."""
     region, window, offset = section.region, section.range, section.offset
-    granule = f"the pages of {format_size(PAGE_SIZE)} in which Hypervisor.framework maps memory"
+    granule = format_size(PAGE_SIZE)
     if (window.start - offset) % PAGE_SIZE:
         raise RegionError(
             region.name,
-            f"shows its offset {offset:#x} at address {window.start:#x}, which are in different places of {granule}; "
-            f"move one of them so that they differ by a multiple of {format_size(PAGE_SIZE)}",
+            f"shows its offset {offset:#x} at address {window.start:#x}, and Hypervisor.framework maps memory in pages "
+            f"of {granule}, in which both must lie alike; let them differ by a multiple of {granule}",
         )
     if offset + window.size == region.size and window.end % PAGE_SIZE:
         raise RegionError(
             region.name,
-            f"at {window} ends inside one of {granule}; give it a size that is a multiple of {format_size(PAGE_SIZE)}",
+            f"at {window} ends inside a page, and Hypervisor.framework maps memory in pages of {granule}; "
+            f"give it a size that is a multiple of {granule}",
         )
     if window.end > IPA_END:
         raise RegionError(

@@ -63,6 +63,7 @@ class Flags:
     quiet: bool = False
     guest_status: bool = False
     save: str | None = None
+    dry_run: bool = False
 
     @property
     def reads_stdin(self) -> bool:

@@ -123,6 +123,12 @@ def _backings(context: click.Context, parameter: click.Parameter, values: tuple[
 @click.option("-q", "--quiet", is_flag=True, help="No report if the run went well.")
 @click.option("--guest-status", is_flag=True, help="Exit with the guest's status if nothing else went wrong.")
 @click.option("--save", metavar="FILE.toml", help="Write what the flags mean as a workload file, then run it.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Run nothing: print the calls that the memory of the guest would make, at the start and by the changes of a "
+    "workload. Works on every host, for accelerators that can tell, such as hvf.",
+)
 def command(**flags: Any) -> int:
     """Run a guest image, or a workload file (its name ends in .toml).
 
@@ -137,6 +143,10 @@ def command(**flags: Any) -> int:
     from accel.cli.runner import run_and_report
 
     given = Flags(**flags)
+    if given.dry_run:
+        from accel.cli.dry_run import run_dry
+
+        return run_dry(given)
     if given.seed is not None:
         from accel.cli.repeat import run_with_seed
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def run_and_report(workload: Workload, flags: Flags) -> int:
     """Run `workload`, print its report as `flags` say, and return the exit code."""
     name = str(flags.target or flags.firmware)
-    with _errors_as_json(flags.as_json), Session(workload, name, console=_sink(flags)) as session:
+    with errors_as_json(flags.as_json), Session(workload, name, console=_sink(flags)) as session:
         report = _run(session, workload, flags)
     if flags.as_json:
-        _print_json(report.to_data())
+        print_json(report.to_data())
     elif not (flags.quiet and report.passed):
         from accel.cli.report_text import print_report
 
@@ -78,14 +78,14 @@ class _Patient:
 
 
 @contextmanager
-def _errors_as_json(wanted: bool) -> Iterator[None]:
+def errors_as_json(wanted: bool) -> Iterator[None]:
     """Print an error as the one JSON document, and let it go on up."""
     try:
         yield
     except AccelError as error:
         if wanted:
             code = int(error_code(error))
-            _print_json(
+            print_json(
                 {
                     "format": REPORT_FORMAT,
                     "error": {"type": type(error).__name__, "message": str(error), "exit_code": code},
@@ -94,5 +94,6 @@ def _errors_as_json(wanted: bool) -> Iterator[None]:
         raise
 
 
-def _print_json(data: dict[str, Any]) -> None:
+def print_json(data: dict[str, Any]) -> None:
+    """Print the one document of ``--json``."""
     click.echo(json.dumps(data, indent=2))

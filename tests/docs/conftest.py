@@ -106,7 +106,8 @@ class Page:
     def needs_kvm(self) -> bool:
         """Whether what is run on it asks for KVM, or runs a guest where the default is KVM."""
         code = (block.text for block in self.blocks if block.language in ("python", "console") and not block.skipped)
-        return any(re.search(r"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*mock)", text, re.MULTILINE) for text in code)
+        asks = re.compile(r"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*(?:mock|--dry-run))", re.MULTILINE)
+        return any(asks.search(text) for text in code)
 
     @property
     def needs(self) -> list[str]:

@@ -1,18 +1,19 @@
 """A workload's machine as it stands when the guest starts, built without any accelerator.
 
 The map of a machine does not depend on what runs it, so it can be shown where nothing can: the machine is built on an
-accelerator of this file's own that takes whatever it is given and maps nothing. Layer: above the workload session.
+accelerator of this file's own that takes whatever it is given and maps nothing; or, for a dry run, leaves the mapping
+to another accelerator's dry VM. Layer: above the workload session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from attrs import evolve
 
 from accel.arch.x86 import X86State
-from accel.backend import Accelerator, Availability, VcpuBackend, VmBackend, VmConfig
+from accel.backend import Accelerator, Availability, RecordedCall, VcpuBackend, VmBackend, VmConfig
 from accel.errors import StateError
 from accel.hookspecs import hookimpl
 from accel.machine import Machine
@@ -66,21 +67,50 @@ class _Vm(VmBackend):
         """Nothing is held."""
 
 
+class _DryVm(_Vm):
+    """Has its memory mapped by the dry VM `memory`, and vCPUs that are none of its."""
+
+    def __init__(self, memory: VmBackend) -> None:
+        self._memory = memory
+        self.page_size = memory.page_size
+        self.capabilities = memory.capabilities
+
+    def memory_listener(self) -> MemoryListener:
+        return self._memory.memory_listener()
+
+    def io_listener(self) -> MemoryListener | None:
+        return self._memory.io_listener()
+
+    def take_calls(self) -> Sequence[RecordedCall]:
+        return self._memory.take_calls()
+
+    def close(self) -> None:
+        self._memory.close()
+
+
 class _MapOnly(Accelerator):
     name = _NAME
-    executes = frozenset({"x86", "program"})
+    executes = frozenset({"x86", "program", "arm64"})
+
+    def __init__(self, memory: Accelerator | None) -> None:
+        self._memory = memory
+        if memory is not None:
+            self.options = memory.options  # type: ignore[misc]  # a class attribute of those that a plugin registers
 
     def probe(self) -> Availability:
         return Availability(True)
 
     def create_vm(self, config: VmConfig) -> VmBackend:
-        return _Vm()
+        return _Vm() if self._memory is None else _DryVm(self._memory.create_dry_vm(VmConfig(config.options)))
 
 
 class _Plugin:
+    def __init__(self, memory: Accelerator | None) -> None:
+        self._memory = memory
+
     @hookimpl
     def accel_register_accelerators(self, register: Callable[[Accelerator], None]) -> None:
-        register(_MapOnly())
+        register(_MapOnly(self._memory))
 
 
 @contextmanager
@@ -91,13 +121,27 @@ def staged(workload: Workload, name: str) -> Iterator[Machine]:
         UsageError: The workload asks for what cannot be.
         AddressError: The host has less memory than it asks for.
     """
+    with staged_session(workload, name) as session:
+        yield session.machine
+
+
+@contextmanager
+def staged_session(workload: Workload, name: str, memory: Accelerator | None = None) -> Iterator[Session]:
+    """Give the session of such a machine, whose memory a dry VM of `memory` maps, if there is one.
+
+    Raises:
+        UsageError: As for `staged`; or the accelerator cannot map such memory.
+        CapabilityError: The accelerator lacks something that its options or the memory ask for.
+    """
     # What memory holds, and of what host memory it is, does not show, and could take gigabytes or make a file.
     machine = evolve(workload.machine, accelerators=Accelerators((_NAME,)), backing=None)
     regions = tuple(evolve(region, fill=None, backing=None) for region in workload.regions)
-    plugin = _Plugin()
+    options = {} if memory is None else {_NAME: workload.accelerator_options.get(memory.name, {})}
+    plugin = _Plugin(memory)
     plugin_manager().register(plugin, _NAME)
     try:
-        with Session(evolve(workload, machine=machine, regions=regions), name) as session:
-            yield session.machine
+        changed = evolve(workload, machine=machine, regions=regions, accelerator_options=options)
+        with Session(changed, name) as session:
+            yield session
     finally:
         plugin_manager().unregister(plugin)
