@@ -650,3 +650,21 @@ def test_dirty_pages_of_writers_that_race_with_collecting_are_not_lost(stage, sp
     assert replica == region.block.view[: region.size]
     assert collect() == 0
     stage.check()
+
+
+@pytest.mark.parametrize("needs_hold", [False, True])
+def test_dirty_log_is_asked_with_the_vcpus_held_if_a_listener_needs_that(stage, region, needs_hold) -> None:
+    """A processor may keep what it noted to itself until its vCPU leaves the guest."""
+    held: list[bool] = []
+
+    class Ringed(MemoryListener):
+        log_sync_needs_hold = needs_hold
+
+        def log_sync(self, section) -> None:
+            held.append(stage.blocker.inhibited)
+
+    stage.memory.add_listener(Ringed())
+    stage.dirty_log.sync()
+    dirty(stage, region)
+    assert held == [needs_hold] * 2
+    assert not stage.blocker.inhibited

@@ -77,6 +77,14 @@ def test_vcpu_run_by_hand_says_that_its_ring_was_full_and_goes_on(machine) -> No
     assert dirty(one, region) == set(range(1200))
 
 
+def test_collecting_from_rings_holds_the_vcpus_and_from_bitmaps_nobody(machine) -> None:
+    for size, holds in ((SIZE, 1), (0, 0)):
+        one, region = machine(writes(1, each=1), 4, size=size)
+        before = one.vm.blocker.stats.inhibits
+        dirty(one, region)
+        assert one.vm.blocker.stats.inhibits - before == holds
+
+
 def test_vcpu_that_is_closed_leaves_what_it_noted(machine) -> None:
     one, region = machine(writes(40, each=40), 100)
     one.run(timeout=30)
