@@ -5,6 +5,8 @@ Layer: above `machine`; what the pytest fixture ``machine`` hands out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from accel.errors import AccelError
 from accel.machine import Machine
 from accel.plugins import find_accelerator
@@ -34,7 +36,7 @@ class MachineFactory:
         memory: int | str = "4M",
         cpus: int = 1,
         irqchip: bool = False,
-        **options: object,
+        options: Mapping[str, object] | None = None,
     ) -> Machine:
         """Return a machine, which is closed after the test.
 
@@ -43,16 +45,17 @@ class MachineFactory:
             memory: RAM from address 0 on. On accelerators that execute x86, programs lie in it.
             cpus: Number of vCPUs.
             irqchip: Create interrupt controllers.
-            options: Of the accelerator, such as ``hold="unsafe"``.
+            options: Of the accelerator, such as ``{"plan": "replace"}``.
 
         Raises:
             AccelError: As for `Machine.create` and `Machine.load`.
         """
         declared = [option.name for option in find_accelerator(self.accelerator).options]
+        chosen = dict(options or {})
         if "inhibit_timeout_ms" in declared:
-            options.setdefault("inhibit_timeout_ms", max(1, round(self.patience * 1000)))
+            chosen.setdefault("inhibit_timeout_ms", max(1, round(self.patience * 1000)))
         machine = Machine.create(
-            self.accelerator, memory=memory, cpus=cpus, irqchip=irqchip, options={self.accelerator: options}
+            self.accelerator, memory=memory, cpus=cpus, irqchip=irqchip, options={self.accelerator: chosen}
         )
         self._made.append(machine)
         machine.vm.inhibit_timeout = self.patience
