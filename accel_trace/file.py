@@ -144,7 +144,7 @@ def open_trace(path: str) -> tuple[TraceFile, str]:
 def _open(path: str) -> int:
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its reader, and a full one would stop the machine.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
         return os.open(path, flags, 0o666)
     except OSError as error:
         reason = "nobody reads the pipe" if error.errno == errno.ENXIO else os.strerror(error.errno or 0)

@@ -93,8 +93,7 @@ class TraceListener(MemoryListener):
     # a change
 
     def begin(self) -> None:
-        """Note it, and forget what is left of a change that was torn apart."""
-        self._told.clear()
+        """Note it."""
         self._before = self._history.completed
         self.note("begin")
 
@@ -171,17 +170,15 @@ class TraceListener(MemoryListener):
 
     def _settle(self, how: str) -> None:
         """Write what was told of a change, all of it in one piece, and how it ended."""
-        if self._file.stopped:
-            self._told.clear()
-            return
         self.note(how)
-        before, after, last = self._before, self._history.completed, len(self._told) - 1
-        lines = [
-            self._line(event, time, before if number < last else after, _FIELDS[event](*said) if said else {})
-            for number, (event, time, said) in enumerate(self._told)
-        ]
-        self._told.clear()
-        self._file.write("".join(lines).encode())
+        told, self._told = self._told, []
+        before, after, last = self._before, self._history.completed, len(told) - 1
+        if not self._file.stopped:
+            lines = [
+                self._line(event, time, before if number < last else after, _FIELDS[event](*said) if said else {})
+                for number, (event, time, said) in enumerate(told)
+            ]
+            self._file.write("".join(lines).encode())
 
     def _write(self, event: str, **fields: Any) -> None:
         """Write an event that is part of no change."""

@@ -32,9 +32,3 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "trace.jsonl"
     monkeypatch.setenv("ACCEL_TRACE", str(path))
     return path
-
-
-@pytest.fixture(scope="session")
-def lines() -> Any:
-    """Read a trace: `lines(path)`."""
-    return read_lines

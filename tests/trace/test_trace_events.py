@@ -34,8 +34,8 @@ SCHEMA = {
     "coalesced_io_del": ["address", "size", "region", "section"],
     "eventfd_add": ["address", "size", "region", "section", "match", "fd"],
     "eventfd_del": ["address", "size", "region", "section", "match", "fd"],
-    **dict.fromkeys(["begin", "prepare", "apply", "undo", "commit", "abort", "close"], []),
-    **dict.fromkeys(["log_global_start", "log_global_stop", "log_global_after_sync"], []),
+    **dict.fromkeys(["begin", "prepare", "apply", "undo", "commit", "abort", "close"], ()),
+    **dict.fromkeys(["log_global_start", "log_global_stop", "log_global_after_sync"], ()),
 }
 
 

@@ -1,4 +1,4 @@
-"""The file of a trace, with real files, pipes and forks: whatever happens to it, machines run on and hear of it once."""
+"""The file of a trace, with real files, pipes and forks: whatever happens to it, machines run on and say it once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_file_has_the_mode_that_the_umask_leaves(trace: Path) -> None:
     ("make", "reason"),
     [
         (lambda path: path.mkdir(), "Is a directory"),
-        (lambda path: os.mkfifo(path), "nobody reads the pipe"),
+        (os.mkfifo, "nobody reads the pipe"),
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
     ],
 )
