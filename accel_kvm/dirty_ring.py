@@ -9,8 +9,9 @@ both in order.
 
 A ring is never quite full: some entries are kept for what one stay in the guest writes, so that a vCPU can be told in
 time. There are hosts whose KVM does not look often enough (the PVM flavour, which emulates guest code inside of one
-entry): entries are written over, and the ring's indices are wrong from then on. A ring in which every entry is dirty
-tells of it. Nothing is lost then, since all that logs counts as written; but the VM cannot go on (`DirtyRingLost`).
+entry, where each store is an entry of the ring): entries are written over, and the ring's indices are wrong from then
+on. A ring in which every entry is dirty tells of it. Nothing is lost then, since all that logs counts as written; but
+the VM cannot go on (`DirtyRingLost`).
 """
 
 from __future__ import annotations
@@ -109,9 +110,8 @@ class KvmDirtyRings:
         if not most:
             raise CapabilityError("this KVM has no dirty rings (since Linux 5.11); leave out dirty_ring_size")
         if size & (size - 1) or not LEAST <= size <= most:
-            raise OptionError(
-                "accelerator.kvm", "dirty_ring_size", size, f"must be a power of two from {LEAST} to {most}, or 0 for none"
-            )
+            problem = f"must be a power of two from {LEAST} to {most}, or 0 for none"
+            raise OptionError("accelerator.kvm", "dirty_ring_size", size, problem)
         request = abi.KvmEnableCap(cap=capability)
         request.args[0] = size * _ENTRY
         try:

@@ -135,7 +135,7 @@ def test_kvm_without_rings_says_so_and_offers_none(open_vm, monkeypatch) -> None
         return 0
 
     monkeypatch.setattr(dirty_ring, "extension", without)
-    with pytest.raises(CapabilityError, match="has no dirty rings .* leave out dirty_ring_size"):
+    with pytest.raises(CapabilityError, match=r"has no dirty rings .* leave out dirty_ring_size"):
         open_vm(dirty_ring_size=SIZE)
 
 
