@@ -9,11 +9,12 @@ kvm_sregs`` (asm/kvm.h), so that an accelerator which takes them copies field by
 from __future__ import annotations
 
 import enum
+from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from accel.address import PAGE_SIZE, AddressRange, align_up, format_size
-from accel.errors import AddressError
+from accel.errors import AddressError, UsageError
 
 #: RAM stops here and goes on at `HIGH_RAM_START`; the gap is for devices and firmware.
 LOW_RAM_END = 3 << 30
@@ -105,6 +106,17 @@ class X86Table:
     limit: int = 0xFFFF
 
 
+#: Selectors of a flat code and a flat data segment, where a GDT has them right behind its null entry.
+FLAT_CODE_SELECTOR, FLAT_DATA_SELECTOR = 0x08, 0x10
+FLAT_DATA = X86Segment(limit=0xFFFF_FFFF, selector=FLAT_DATA_SELECTOR, type=0x3, db=True, granularity=True)
+FLAT_CODE = X86Segment(limit=0xFFFF_FFFF, selector=FLAT_CODE_SELECTOR, type=0xB, db=True, granularity=True)
+LONG_CODE = evolve(FLAT_CODE, db=False, long=True)
+#: No interrupt table: an exception before the guest has set one up is a shutdown, not a wild jump.
+NO_IDT = X86Table(base=0, limit=0)
+
+#: Ends of where an entry point may lie.
+ENTRY_END = {BootMode.REAL16: 1 << 20, BootMode.PROTECTED32: 1 << 32, BootMode.LONG64: 1 << 47}
+
 _RESET_CODE = X86Segment(base=0xFFFF_0000, selector=0xF000, type=0xB)
 _RESET_DATA = X86Segment()
 _RESET_TASK = X86Segment(type=0xB, s=False)
@@ -154,6 +166,77 @@ class X86State:
     cr8: int = 0
     efer: int = 0
     apic_base: int | None = None
+
+    @classmethod
+    def entering(cls, mode: BootMode | str, at: int, *, tables: int | None = None, **registers: Any) -> X86State:
+        """Return the state in which a vCPU begins at address `at` in `mode`, for code that brings no boot data.
+
+        As docs/reference/entry-contract.md has it, but with nothing in memory: ring 0 and flat segments (in real mode
+        those of address 0, with the interrupt table there), SSE usable, no GDT to load segments from, no stack and,
+        outside of real mode, no interrupt table.
+
+        >>> state = X86State.entering("protected32", 0x10_0000, rsp=0x9000, rcx=3)
+        >>> hex(state.rip), state.rcx, state.cs.db
+        ('0x100000', 3, True)
+
+        Args:
+            mode: Any but ``reset``, whose state `X86State()` is.
+            at: Address of the first instruction; in long mode a virtual one.
+            tables: Guest-physical address of the top page table; in long mode, and only there. See
+                `accel.arch.x86_paging.identity_tables`.
+            registers: Fields to be set in place of what the mode has there.
+
+        Raises:
+            UsageError: The mode cannot begin there, or `tables` are missing or for nothing.
+        """
+        mode = BootMode(mode)
+        if mode is BootMode.RESET:
+            raise UsageError("a vCPU in mode reset begins at the reset vector; X86State() is that state")
+        if not 0 <= at < ENTRY_END[mode]:
+            raise UsageError(f"{at:#x} cannot be reached in {mode}, which ends at {ENTRY_END[mode]:#x}")
+        if (tables is None) is (mode is BootMode.LONG64):
+            raise UsageError(
+                "long64 needs page tables in guest memory; give their address as tables"
+                if tables is None
+                else f"{mode} has no page tables; leave tables out"
+            )
+        return evolve(_real(at) if mode is BootMode.REAL16 else _flat(at, tables), **registers)
+
+
+def _real(at: int) -> X86State:
+    selector, offset = (0, at) if at < 0x1_0000 else (at >> 4, at & 0xF)
+    return X86State(
+        rip=offset,
+        cs=X86Segment(base=selector << 4, selector=selector, type=0xB),
+        idt=X86Table(limit=0x3FF),
+        cr0=CR0_ET,
+    )
+
+
+def _flat(at: int, tables: int | None) -> X86State:
+    state = X86State(
+        rip=at,
+        cs=FLAT_CODE,
+        ds=FLAT_DATA,
+        es=FLAT_DATA,
+        fs=FLAT_DATA,
+        gs=FLAT_DATA,
+        ss=FLAT_DATA,
+        gdt=X86Table(base=0, limit=0),
+        idt=NO_IDT,
+        cr0=CR0_PE | CR0_MP | CR0_ET | CR0_NE,
+        cr4=CR4_OSFXSR | CR4_OSXMMEXCPT,
+    )
+    if tables is None:
+        return state
+    return evolve(
+        state,
+        cs=LONG_CODE,
+        cr0=state.cr0 | CR0_WP | CR0_PG,
+        cr3=tables,
+        cr4=state.cr4 | CR4_PAE,
+        efer=EFER_LME | EFER_LMA,
+    )
 
 
 def ram_layout(size: int) -> tuple[AddressRange, ...]:

@@ -15,27 +15,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from accel.address import PAGE_SIZE, AddressRange, align_up
 from accel.arch.placement import Placer, merge_ranges, show_ranges
-from accel.arch.x86 import (
-    CR0_ET,
-    CR0_MP,
-    CR0_NE,
-    CR0_PE,
-    CR0_PG,
-    CR0_WP,
-    CR4_OSFXSR,
-    CR4_OSXMMEXCPT,
-    CR4_PAE,
-    EFER_LMA,
-    EFER_LME,
-    BootMode,
-    X86Segment,
-    X86State,
-    X86Table,
-)
+from accel.arch.x86 import ENTRY_END, FLAT_CODE, FLAT_DATA, LONG_CODE, BootMode, X86State, X86Table
 from accel.arch.x86_paging import identity_tables, tables_size
 from accel.errors import ImageError, UsageError
 
@@ -48,23 +32,15 @@ BOOT_INFO = struct.Struct("<6I3Q")
 STACK_SIZE = {BootMode.REAL16: 1 << 10, BootMode.PROTECTED32: 16 << 10, BootMode.LONG64: 16 << 10}
 
 _MODE_BITS = {BootMode.REAL16: 16, BootMode.PROTECTED32: 32, BootMode.LONG64: 64}
-#: Ends of where an entry point may lie, and boot data. In real mode each stack's top must fit into SP.
-_ENTRY_END = {BootMode.REAL16: 1 << 20, BootMode.PROTECTED32: 1 << 32, BootMode.LONG64: 1 << 47}
+#: Ends of where boot data may lie. In real mode each stack's top must fit into SP.
 _DATA_END = {BootMode.REAL16: 0xFC00, BootMode.PROTECTED32: 1 << 32, BootMode.LONG64: 1 << 32}
 
 _DATA_START = 0x1000
 _PC_WINDOW = AddressRange(0xA0000, 0x100000)
 
-_CODE_SELECTOR, _DATA_SELECTOR = 0x08, 0x10
 _STUB_OFFSET, _GDT_OFFSET = 0x80, 0x100
 #: cli; hlt; jmp back to hlt: where an entry function that returns ends up, in any mode.
 _HALT_STUB = b"\xfa\xf4\xeb\xfd"
-
-_FLAT_DATA = X86Segment(limit=0xFFFF_FFFF, selector=_DATA_SELECTOR, type=0x3, db=True, granularity=True)
-_FLAT_CODE = X86Segment(limit=0xFFFF_FFFF, selector=_CODE_SELECTOR, type=0xB, db=True, granularity=True)
-_LONG_CODE = evolve(_FLAT_CODE, db=False, long=True)
-#: No interrupt table: an exception before the guest has set one up is a shutdown, not a wild jump.
-_NO_IDT = X86Table(base=0, limit=0)
 
 
 @frozen
@@ -98,45 +74,15 @@ class BootPlan:
         if not 0 <= index < len(self.stacks):
             raise UsageError(f"no vCPU {index}: the boot was planned for {len(self.stacks)}")
         top = self.stacks[index].end
-        if self.mode is BootMode.REAL16:
-            return self._real(index, top)
-        state = X86State(
-            rip=self.entry,
+        gdt = {} if self.mode is BootMode.REAL16 else {"gdt": X86Table(self.info + _GDT_OFFSET, 3 * 8 - 1)}
+        return X86State.entering(
+            self.mode,
+            self.entry,
+            tables=self.tables if self.mode is BootMode.LONG64 else None,
             rdi=index,
             rsi=self.info,
-            cs=_FLAT_CODE,
-            ds=_FLAT_DATA,
-            es=_FLAT_DATA,
-            fs=_FLAT_DATA,
-            gs=_FLAT_DATA,
-            ss=_FLAT_DATA,
-            gdt=X86Table(self.info + _GDT_OFFSET, 3 * 8 - 1),
-            idt=_NO_IDT,
-            cr0=CR0_PE | CR0_MP | CR0_ET | CR0_NE,
-            cr4=CR4_OSFXSR | CR4_OSXMMEXCPT,
             rsp=top - len(_frame(self.mode, index, self.info)),
-        )
-        if self.mode is BootMode.PROTECTED32:
-            return state
-        return evolve(
-            state,
-            cs=_LONG_CODE,
-            cr0=state.cr0 | CR0_WP | CR0_PG,
-            cr3=self.tables,
-            cr4=state.cr4 | CR4_PAE,
-            efer=EFER_LME | EFER_LMA,
-        )
-
-    def _real(self, index: int, top: int) -> X86State:
-        selector, offset = (0, self.entry) if self.entry < 0x1_0000 else (self.entry >> 4, self.entry & 0xF)
-        return X86State(
-            rip=offset,
-            rdi=index,
-            rsi=self.info,
-            rsp=top,
-            cs=X86Segment(base=selector << 4, selector=selector, type=0xB),
-            idt=X86Table(limit=0x3FF),
-            cr0=CR0_ET,
+            **gdt,
         )
 
 
@@ -203,8 +149,8 @@ def _boot_page(entry: int, mode: BootMode, cpus: int, ram: Sequence[AddressRange
     page = info.ljust(_STUB_OFFSET, b"\0") + _HALT_STUB
     if mode is BootMode.REAL16:
         return page
-    code = _LONG_CODE if mode is BootMode.LONG64 else _FLAT_CODE
-    return page.ljust(_GDT_OFFSET, b"\0") + struct.pack("<3Q", 0, code.descriptor(), _FLAT_DATA.descriptor())
+    code = LONG_CODE if mode is BootMode.LONG64 else FLAT_CODE
+    return page.ljust(_GDT_OFFSET, b"\0") + struct.pack("<3Q", 0, code.descriptor(), FLAT_DATA.descriptor())
 
 
 def _frame(mode: BootMode, index: int, info: int) -> bytes:
@@ -218,14 +164,14 @@ def _frame(mode: BootMode, index: int, info: int) -> bytes:
 
 
 def _check_entry(name: str, entry: int, mode: BootMode, ram: Sequence[AddressRange]) -> None:
-    if not 0 <= entry < _ENTRY_END[mode]:
+    if not 0 <= entry < ENTRY_END[mode]:
         wider = {
             BootMode.REAL16: "; enter in protected32 or long64",
             BootMode.PROTECTED32: "; enter in long64",
         }
         raise ImageError(
             name,
-            f"entry {entry:#x} cannot be reached in {mode}, which ends at {_ENTRY_END[mode]:#x}" + wider.get(mode, ""),
+            f"entry {entry:#x} cannot be reached in {mode}, which ends at {ENTRY_END[mode]:#x}" + wider.get(mode, ""),
         )
     if not any(entry in item for item in ram):
         raise ImageError(

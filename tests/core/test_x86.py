@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from accel.address import AddressRange
 from accel.arch.x86 import MAX_RAM, BootMode, X86Segment, X86State, ram_layout
-from accel.errors import AddressError
+from accel.errors import AddressError, UsageError
 
 GIB = 1 << 30
 
@@ -122,3 +122,49 @@ def test_state_assignment_is_refused():
 @pytest.mark.parametrize("mode", list(BootMode))
 def test_boot_mode_text_is_its_value(mode):
     assert BootMode(str(mode)) is mode
+
+
+@pytest.mark.parametrize(
+    ("at", "selector", "offset"), [(0, 0, 0), (0xFFFF, 0, 0xFFFF), (0x1_0000, 0x1000, 0), (0xF_FFFF, 0xFFFF, 0xF)]
+)
+def test_state_entering_real16_reaches_the_address_by_segment_and_offset(at, selector, offset):
+    state = X86State.entering("real16", at)
+    assert (state.cs.base + state.rip, state.cs.selector, state.rip) == (at, selector, offset)
+    assert (state.cr0 & 1, state.idt.limit) == (0, 0x3FF)
+
+
+def test_state_entering_protected32_is_flat_and_without_paging():
+    state = X86State.entering("protected32", 0x100_0000)
+    segments = [state.cs, state.ds, state.es, state.fs, state.gs, state.ss]
+    assert {(one.base, one.limit, one.db, one.dpl) for one in segments} == {(0, 0xFFFF_FFFF, True, 0)}
+    assert (state.rip, state.cr0 >> 31, state.cr0 & 1, state.cr3, state.efer) == (0x100_0000, 0, 1, 0, 0)
+    assert (state.gdt.limit, state.idt.limit) == (0, 0)
+
+
+def test_state_entering_long64_has_paging_with_the_tables():
+    state = X86State.entering(BootMode.LONG64, 0x7FFF_0000_1000, tables=0x3000)
+    assert (state.rip, state.cr3, state.cr0 >> 31, state.cr4 >> 5 & 1) == (0x7FFF_0000_1000, 0x3000, 1, 1)
+    assert (state.efer, state.cs.long, state.cs.db) == (0x500, True, False)
+
+
+def test_state_entering_registers_replace_what_the_mode_has():
+    state = X86State.entering("protected32", 0x1000, rcx=7, cr4=0)
+    assert (state.rcx, state.cr4, state.rip) == (7, 0, 0x1000)
+
+
+@pytest.mark.parametrize(
+    ("mode", "at", "tables", "message"),
+    [
+        ("real16", 1 << 20, None, "0x100000 cannot be reached in real16, which ends at 0x100000"),
+        ("protected32", 1 << 32, None, "cannot be reached in protected32"),
+        ("long64", 1 << 47, 0x1000, "cannot be reached in long64"),
+        ("protected32", -1, None, "cannot be reached"),
+        ("long64", 0x1000, None, "long64 needs page tables in guest memory; give their address as tables"),
+        ("protected32", 0x1000, 0, "protected32 has no page tables; leave tables out"),
+        ("reset", 0x1000, None, "X86State() is that state"),
+    ],
+)
+def test_state_entering_what_cannot_be_is_refused_with_the_next_step(mode, at, tables, message):
+    with pytest.raises(UsageError) as caught:
+        X86State.entering(mode, at, tables=tables)
+    assert message in str(caught.value)

@@ -76,6 +76,7 @@ CLASSES = {
     "Address spaces": AddressSpace,
     "Dirty logs": DirtySync,
     "GuestProgram": accel.GuestProgram,
+    "X86State": accel.X86State,
 }
 
 
