@@ -6,8 +6,8 @@ hook answers:
 
 - *go on*: the engine makes the access, on a device page (whose reads give what was prepared here, and whose writes do
   nothing) or on ROM (which takes nothing);
-- *give up*: a read is not made, and the instruction with it: it begins anew when the engine is entered again. A write
-  is left out, and the instruction goes on to its end, where the engine comes out.
+- *give up*: the access is not made, and the instruction with it: the engine comes out, and when it is entered again
+  the instruction begins anew.
 
 *Go on* is right as long as the map of the engine is the one that it had when it called the hook: it uses addresses
 that it looked up before. Where a device changed memory while it served the access, the answer is *give up*. An
@@ -113,7 +113,7 @@ class Accesses:
         return self._answer(access, value, epoch)
 
     def begins_anew(self) -> None:
-        """The instruction did not come to its end and is begun again: replay what was served."""
+        """The instruction was given up and is begun again: replay what was served."""
         self._number = self._words[COUNT] + 1
         self._replay = self._served + self._replay
         self._served = []

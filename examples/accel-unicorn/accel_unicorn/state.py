@@ -77,10 +77,11 @@ def write_state(engine: Engine, state: X86State) -> None:
         struct.pack_into("<Q", data, where.efer, state.efer)
 
 
-def error_code(engine: Engine) -> int:
-    """Return the error code of the exception at which the engine stands."""
+def exception_details(engine: Engine) -> tuple[int, bool]:
+    """Return the error code of the exception at which the engine stands, and whether an INT instruction made it."""
     with engine.context() as data:
-        return int(struct.unpack_from("<I", data, layout().error_code)[0])
+        code, software = struct.unpack_from("<II", data, layout().error_code)
+    return code, bool(software)
 
 
 def mode_bits(state: X86State) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from attrs import evolve
 from unicorn import UcError
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
@@ -22,7 +23,7 @@ from accel_unicorn.access import GO_ON, Access, Accesses
 from accel_unicorn.engine import Engine, error_text
 from accel_unicorn.guest_memory import GuestMemory
 from accel_unicorn.slots import UnicornSlots
-from accel_unicorn.state import error_code, read_state, reset_floating_point, write_state
+from accel_unicorn.state import exception_details, read_state, reset_floating_point, write_state
 from accel_unicorn.switch import ATTENTION, BEGIN, FIRST, FOURTH, REPLY, SECOND, THIRD
 from accel_unicorn.turn import Turn
 
@@ -31,10 +32,9 @@ _ENDED, _BETWEEN, _WITHIN = range(3)
 _IO, _MMIO, _HALT = int(ExitKind.IO), int(ExitKind.MMIO), int(ExitKind.HALT)
 _INTERRUPTED, _SHUTDOWN, _ERROR = int(ExitKind.INTERRUPTED), int(ExitKind.SHUTDOWN), int(ExitKind.INTERNAL_ERROR)
 
-_READ_GIVEN_UP = (uc.UC_ERR_READ_UNMAPPED, uc.UC_ERR_READ_PROT)
-_WRITE_GIVEN_UP = (uc.UC_ERR_WRITE_UNMAPPED, uc.UC_ERR_WRITE_PROT)
+_GIVEN_UP = (uc.UC_ERR_READ_UNMAPPED, uc.UC_ERR_READ_PROT, uc.UC_ERR_WRITE_UNMAPPED, uc.UC_ERR_WRITE_PROT)
 _NO_CODE = (uc.UC_ERR_FETCH_UNMAPPED, uc.UC_ERR_FETCH_PROT)
-_INVALID_OPCODE = 6
+_BREAKPOINT, _INVALID_OPCODE = 3, 6
 
 
 class UnicornVcpu(VcpuBackend):
@@ -232,9 +232,8 @@ class UnicornVcpu(VcpuBackend):
     def _ended(self) -> int | None:
         error = self._words[FIRST]
         self._has_ended()
-        if error in _READ_GIVEN_UP or error in _WRITE_GIVEN_UP:
-            if error in _READ_GIVEN_UP:
-                self._accesses.begins_anew()
+        if error in _GIVEN_UP:
+            self._accesses.begins_anew()
             self._map_device()
             return None
         if error == uc.UC_ERR_OK:
@@ -253,17 +252,23 @@ class UnicornVcpu(VcpuBackend):
 
     def _exception(self) -> int | None:
         state = self.read_state()
-        vector, code = self._words[FIRST], error_code(self.engine)
+        code, software = exception_details(self.engine)
+        vector = self._words[FIRST]
         self._leave_emulation()
-        # Unicorn has put RIP behind the instruction, even if that is to be tried again.
+        # Unicorn has put RIP behind the instruction by now, even if that is to be tried again.
         self._set(state)
         if self._finishing and not self._accesses.restarting:
+            # Of the next instruction, which will do it again; but an INT has been executed.
+            self._set(state if not software else self._before_int(state, vector))
             return _INTERRUPTED
-        return self._deliver(vector, code)
+        return self._deliver(vector, code, software=software)
 
-    def _deliver(self, vector: int, code: int = 0) -> int | None:
+    def _before_int(self, state: X86State, vector: int) -> X86State:
+        return evolve(state, rip=state.rip - (1 if vector == _BREAKPOINT else 2))
+
+    def _deliver(self, vector: int, code: int = 0, *, software: bool = False) -> int | None:
         """Go on in the guest's handler."""
-        state = interrupts.deliver(self.read_state(), vector, code, self._memory)
+        state = interrupts.deliver(self.read_state(), vector, code, self._memory, software=software)
         if state is None:
             self._problem, self._fault = f"triple fault (exception {vector}, error code {code:#x})", None
             return _SHUTDOWN
