@@ -64,6 +64,10 @@ class MachineFactory:
             machine.load(program[0] if whole else GuestProgram(program))  # type: ignore[arg-type]
         return machine
 
+    def forget(self, machine: Machine) -> None:
+        """Let go of a machine, which the caller has closed."""
+        self._made.remove(machine)
+
     def close(self) -> None:
         """Close all machines, the last one first.
 

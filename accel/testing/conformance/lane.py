@@ -39,6 +39,8 @@ class Lane:
         self.vcpu = vcpu
         self._patience = patience
         self._stuck = False
+        # Whether a call is under way. Owned by the test's thread.
+        self._busy = False
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=f"lane of vCPU {vcpu.index}", daemon=True)
@@ -51,7 +53,7 @@ class Lane:
 
     def start(self) -> None:
         """Let the vCPU run; `exit` has its exit."""
-        self._calls.put(self.vcpu.run)
+        self._put(self.vcpu.run)
 
     def exit(self, when: str) -> Exit:
         """Wait for the exit of a run that was started. Raises Stuck; `when` says what was due."""
@@ -61,8 +63,13 @@ class Lane:
 
     def call(self, function: Callable[[], object], when: str) -> object:
         """Return what `function` returns on the lane's thread. Raises Stuck, or what it raises."""
-        self._calls.put(function)
+        self._put(function)
         return self.result(when)
+
+    def _put(self, call: Callable[[], object]) -> None:
+        assert not self._busy, "one call at a time"
+        self._busy = True
+        self._calls.put(call)
 
     def result(self, when: str) -> object:
         """Wait for the result of a call that was started. Raises Stuck, or what it raised."""
@@ -75,6 +82,7 @@ class Lane:
             raise Stuck(
                 f"{when}: vCPU {self.vcpu.index} did not come out within {self._patience:g} s; {self._place()}"
             ) from None
+        self._busy = False
         if error is not None:
             raise error
         return value
@@ -85,9 +93,9 @@ class Lane:
         return not self._results.empty()
 
     def close(self) -> None:
-        """Let the thread end once it is idle, and wait for that; one that is stuck is left behind."""
+        """Bring the vCPU out if it is in the guest, and end the thread; one that is stuck is left behind."""
         self._calls.put(None)
-        if self._thread.is_alive() and not self.vcpu.closed:
+        if self._busy and not self.vcpu.closed:
             self.vcpu.kick()
         self._thread.join(_SHORT if self._stuck else self._patience)
 

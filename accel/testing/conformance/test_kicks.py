@@ -6,11 +6,13 @@ import threading
 
 import pytest
 
+from accel.backend import Capability
 from accel.exits import Halt, Interrupted, IoIn, IoOut, MmioRead
 from accel.machine import Machine
 from accel.program import ERRORS, Add, In, Load, Loop, Out
+from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lane, Lanes
-from accel.testing.conformance.verdict import due, expect
+from accel.testing.conformance.verdict import Violation, due, expect
 from accel.testing.machines import MachineFactory
 
 pytestmark = pytest.mark.accelerators(executes=("program", "x86"))
@@ -34,7 +36,7 @@ def until_it_counts(one: Machine, patience: float) -> None:
         if count(one) != before:
             return
         waited.wait(0.001)
-    raise AssertionError(f"a guest that counts stands still at {before}, for {patience:g} s")
+    raise Violation(f"a guest that counts stands still at {before}, for {patience:g} s")
 
 
 def counting(one: Machine, vcpu: Lane, patience: float) -> None:
@@ -159,3 +161,52 @@ def test_kicks_reach_only_the_vcpu_that_they_are_for(machine: MachineFactory, la
     expect(not first.idle, "a kick of vCPU 1 brought vCPU 0 out")
     one.vm.vcpus[0].kick()
     due(first.exit("after a kick of vCPU 0"), Interrupted, "after a kick of vCPU 0")
+
+
+@pytest.mark.accelerators(capabilities=[Capability.KICK_ALL_VCPUS])
+def test_kicks_of_all_keep_the_guests_out(
+    machine: MachineFactory, lane: Lanes, claims: Claims, patience: float
+) -> None:
+    """When `kick_all` returns no vCPU executes guest code, until `resume_all`; then all go on."""
+    cpus = min(2, claims.max_vcpus)
+    one = machine(*COUNTING, cpus=cpus)
+    vm, lanes = one.vm, [lane(one, index) for index in range(cpus)]
+    for vcpu in lanes:
+        counting(one, vcpu, patience)
+    for turn in range(5):
+        with vm.big_lock:
+            vm.backend.kick_all(patience)
+            before, waited = count(one), threading.Event()
+            for _ in range(10):
+                waited.wait(0.001)
+            after = count(one)
+            vm.backend.resume_all()
+        expect(after == before, f"the guests counted from {before} to {after} between `kick_all` and `resume_all`")
+        for index, vcpu in enumerate(lanes):
+            if vcpu.idle:  # it may have returned, or wait inside
+                due(vcpu.exit("after kick_all"), Interrupted, f"when all were kicked, vCPU {index} in turn {turn}")
+                vcpu.start()
+        until_it_counts(one, patience)
+    for index, vcpu in enumerate(lanes):
+        vm.vcpus[index].kick()
+        due(vcpu.exit("after a kick"), Interrupted, "after a kick, after `resume_all`")
+
+
+@pytest.mark.accelerators(capabilities=[Capability.KICK_ALL_VCPUS])
+def test_kicks_free_a_vcpu_that_waits_for_resume_all(machine: MachineFactory, lane: Lanes, patience: float) -> None:
+    """A `run` between `kick_all` and `resume_all` returns INTERRUPTED, or waits inside until it is kicked; the guest
+    does nothing."""
+    one = machine(Out(PORT, 1))
+    vm, vcpu = one.vm, lane(one)
+    with vm.big_lock:
+        vm.backend.kick_all(patience)
+        vcpu.start()
+        vm.vcpus[0].kick()
+        found = vcpu.exit("after a kick between `kick_all` and `resume_all`")
+        vm.backend.resume_all()
+    due(found, Interrupted, "after a kick between `kick_all` and `resume_all`")
+    found = vcpu.run()
+    if isinstance(found, Interrupted):
+        # It had come out before the kick, which was then for the next run.
+        found = vcpu.run()
+    due(found, IoOut, "after `resume_all`", data=b"\1")
