@@ -1,8 +1,8 @@
 """Scenarios of KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS, as they were proposed, and of their holes.
 
 Whoever wants to run while all are kicked is sent back at once, so userspace brings an event for it to wait on (in the
-mock: `MockVcpu.run`). What the review of the proposal found, each has a scenario here: resuming does not count who has
-kicked, other calls are not held, and a vCPU that does not come out is waited for.
+mock: `MockVcpu.run`). What the review of the proposal found, each has a scenario: resuming does not count who has
+kicked, a vCPU that does not come out is waited for, and other calls are not held (`kick_all_calls`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from accel.blocker import AccelBlocker
-from accel.errors import BackendError
 from accel.locks import BIG_LOCK, Lock
 from accel.testing.explore.scenario import require, scenario
 from accel.testing.explore.world import Patch
 from accel_mock.kvm.running import HANDOVER_SECONDS
-from accel_mock.scenarios.hall import BLOCKER, LOW, MODEL, OLD, PROMPT, Hall, logged, slot_of
+from accel_mock.scenarios.hall import LOW, MODEL, OLD, PROMPT, Hall, logged, slot_of
 
 #: As proposed: the kick waits for as long as it takes.
 _NO_TIME_OUT = Patch("accel_mock.kvm.running", "lambda: not self._heard, timeout)", "lambda: not self._heard)")
@@ -132,42 +130,6 @@ class KickAllNested(KickAllUsers):
     def __init__(self) -> None:
         super().__init__()
         self.lock = nullcontext()
-
-
-@scenario("mock/kick-all-ioctl", instrument=(*MODEL, *BLOCKER), patches=PROMPT)
-class KickAllIoctl(_Kicked):
-    """A slot is replaced beside a dirty-log call that the accel-blocker holds: the call finds the slot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.big_lock = Lock(BIG_LOCK)
-        self.blocker = AccelBlocker(self.big_lock)
-
-    def threads(self) -> dict[str, Callable[[], object]]:
-        return {"updater": self.update, "logger": self.log}
-
-    @contextmanager
-    def kicked(self) -> Iterator[None]:
-        """Hold all calls instead."""
-        with self.big_lock, self.blocker.inhibit(10.0):
-            yield
-
-    def log(self) -> None:
-        with self.blocker.vm_call("KVM_GET_DIRTY_LOG"):
-            try:
-                self.memslots.take_dirty(0, self.slot)
-            except BackendError as error:
-                require(False, f"a call saw half of the change: {error}")
-
-    def check(self) -> None:
-        require(self.memslots.table.find(LOW) is not None, "the slot is gone")
-
-
-@scenario("mock/kick-all-ioctl-wrong-not-held", instrument=(*MODEL, *BLOCKER), wrong="invariant", patches=PROMPT)
-class KickAllIoctlNotHeld(KickAllIoctl):
-    """The same where all vCPUs are kicked, which holds no other call: it comes between the two, and finds no slot."""
-
-    kicked = _Kicked.kicked
 
 
 @scenario("mock/kick-all-stuck", instrument=MODEL, patches=PROMPT)

@@ -16,6 +16,18 @@ from accel_mock.scenarios.hall import ELSEWHERE, HIGH, HOLE, LOW, MODEL, NEW, OL
 
 _MEMSLOTS = "accel_mock.kvm.memslots"
 _NO_INVALID = Patch(_MEMSLOTS, "invalid = evolve(old, invalid=True)", "invalid = old")
+_CREATE = "            self._install(self.table.with_slot(_mapped(number, slot)))\n"
+
+
+def _in_two(first: str) -> Patch:
+    """Return a patch by which a slot that is created is in force as `first` says, and as it should be after that."""
+    return Patch(
+        _MEMSLOTS,
+        _CREATE,
+        f"            first = {first}\n"
+        "            self._install(self.table.with_slot(first))\n"
+        "            self._install(self.table.replaced(first, _mapped(number, slot)))\n",
+    )
 
 
 class _Change:
@@ -133,7 +145,44 @@ class Create(_Change):
     def check(self) -> None:
         first, low, second = self.guest.seen
         require(low == OLD, "the guest missed a slot that was there all the time")
+        require({first, second} <= {HOLE, NEW}, "the guest saw memory that is not the new slot's")
         require((first, second) != (NEW, HOLE), "the guest saw the new slot go again")
+
+
+@scenario(
+    "mock/create-wrong-incomplete",
+    instrument=MODEL,
+    wrong="invariant",
+    patches=(*PROMPT, _in_two("MemSlot(number, slot, memoryview(bytearray(slot.size)))")),
+)
+class CreateIncomplete(Create):
+    """The same where the slot is in force before its host address is known: a page fault maps what is at another."""
+
+
+@scenario("mock/create-log", instrument=MODEL, patches=PROMPT)
+class CreateLog(_Change):
+    """A slot that logs is created under a vCPU that writes there: each write that finds memory is in the log."""
+
+    looks = (HIGH, HIGH)
+    writes = True
+
+    def update(self) -> None:
+        self.created = logged(slot_of(HIGH, NEW))
+        self.memslots.create(1, self.created)
+
+    def check(self) -> None:
+        noted = any(self.memslots.take_dirty(1, self.created))
+        require(noted or NEW not in self.guest.seen, "the guest wrote a page that is not in the log")
+
+
+@scenario(
+    "mock/create-log-wrong-late",
+    instrument=MODEL,
+    wrong="invariant",
+    patches=(*PROMPT, _in_two("_mapped(number, slot.with_log(None))")),
+)
+class CreateLogLate(CreateLog):
+    """The same where the slot is in force before it has its log: who writes in between may write on, unseen."""
 
 
 @scenario("mock/create-twice", instrument=MODEL, patches=PROMPT)

@@ -14,7 +14,7 @@ from accel.testing.explore.report import step_table, summary
 from accel.testing.explore.scenario import SCENARIOS, Scenario
 from accel.testing.explore.schedule import schedule_text
 
-MODULES = ("srcu", "slot_changes", "kick_all", "merge", "notifiers")
+MODULES = ("srcu", "slot_changes", "kick_all", "kick_all_calls", "merge", "notifiers")
 for _name in MODULES:
     importlib.import_module(f"accel_mock.scenarios.{_name}")
 OURS = {
@@ -36,11 +36,16 @@ WRONG = {
     "mock/delete-wrong-no-flush": "the guest uses memory at 0x10000 that is freed",
     "mock/delete-wrong-no-retry": "the guest comes out as if nothing were there, and a slot still is",
     "mock/move-wrong-no-invalid": "the guest saw the slot at both places",
+    "mock/create-wrong-incomplete": "the guest saw memory that is not the new slot's",
+    "mock/create-log-wrong-late": "the guest wrote a page that is not in the log",
     "mock/create-twice-wrong-no-slots-lock": "2 slots at one address",
     "mock/flags-wrong-no-write-protect": "the guest wrote a page that is not in the log",
     "mock/kick-all-wrong-busy-loop": "not over after 1500 steps; vCPU",
     "mock/kick-all-users-wrong-nested": "the guest met the gap between two calls",
     "mock/kick-all-ioctl-wrong-not-held": "a call saw half of the change: mock dirty-log call failed: ENOENT",
+    "mock/kick-all-slot-call-wrong-not-held": "a call saw half of the change: it created a slot",
+    "mock/kick-all-vcpu-ioctl-wrong-not-held": "a call saw half of the change: guest memory that it reads is not there",
+    "mock/kick-all-ioeventfd-wrong-not-held": "a call saw half of the change: it got a doorbell",
     "mock/kick-all-stuck-wrong-no-time-out": "updater: wait for a condition; vCPU: wait for an event",
     "mock/merge-wrong-unsafe": "the guest met the gap of a merge",
     "mock/region-list-wrong-one-by-one": "the guest saw half of a list",
