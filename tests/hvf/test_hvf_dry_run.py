@@ -15,12 +15,15 @@ import pytest
 from click.testing import CliRunner
 
 import accel
-from accel.backend import Accelerator, VmConfig
+from accel.backend import Accelerator, VmBackend, VmConfig
 from accel.cli.dry_run import due
+from accel.cli.memory_map.stage import staged_session
 from accel.cli.run import command
 from accel.errors import CapabilityError
 from accel.plugins import plugin_manager
-from accel.workload.schema import ChangeSpec, Count, Duration
+from accel.program import GuestProgram
+from accel.workload.schema import ChangeSpec, Count, Duration, ImageSpec, Workload
+from accel_hvf_stub.plugin import HvfAccelerator
 
 ROOT = Path(accel.__file__).parent.parent
 RESIZE = ROOT / "examples" / "workloads" / "memory-resize.toml"
@@ -172,6 +175,11 @@ def test_dry_run_shows_who_would_be_held_in_text(dry_run) -> None:
     assert "after 3ms, change[1]: readonly one, every 3ms\n" in text
 
 
+def test_dry_run_of_a_whole_map_change_shows_that_it_holds(dry_run) -> None:
+    atomic = CHANGES.replace('do = "readonly"', 'do = "readonly"\natomic = "map"')
+    assert [one["held"] for one in steps_of(dry_run(atomic, "--json"))] == [False, True, False, True, False]
+
+
 def test_dry_run_takes_the_options_of_its_accelerator(dry_run) -> None:
     replaced = steps_of(dry_run(CHANGES, "--json", "-o", "hvf.plan=replace"))
     assert short(replaced[1]) == [
@@ -308,10 +316,25 @@ def test_vm_that_is_no_dry_one_has_no_calls_to_take(rig) -> None:
     assert list(rig.vm.backend.take_calls()) == []
 
 
-def test_dry_vm_takes_each_call_once() -> None:
-    vm = plugin_manager().accelerators()["hvf"].create_dry_vm(VmConfig())
-    assert list(vm.take_calls()) == []
-    vm.close()
+class _Watched(HvfAccelerator):
+    """Hands out its dry VMs to a test too."""
+
+    def create_dry_vm(self, config: VmConfig) -> VmBackend:
+        self.made = super().create_dry_vm(config)
+        return self.made
+
+
+def test_staged_session_takes_each_call_once_and_closes_the_dry_vm() -> None:
+    watched = _Watched()
+    workload = Workload(image=ImageSpec(program=GuestProgram([])))
+    with staged_session(workload, "w", watched) as session:
+        vm = session.machine.vm.backend
+        assert [call.name for call in vm.take_calls()] == ["hv_vm_map"]
+        assert list(vm.take_calls()) == []
+        # What it noted of host memory would otherwise grow with each mapping.
+        assert watched.made._sources == {}
+    assert [call.function for call in watched.made._recorder.calls] == ["hv_vm_destroy"]
+    assert watched.made._recorder.illegal == []
 
 
 def test_due_repeats_once_there_and_back_unless_it_is_limited() -> None:
