@@ -24,12 +24,15 @@ from attrs import define
 from unicorn import unicorn_const as uc
 
 from accel.address import PAGE_SIZE
-from accel_unicorn.switch import COUNT, READ_PIECES, READ_SIZE, READ_VALUE
+from accel_unicorn.switch import COUNT, READ_NEXT, READ_PIECES, READ_VALUES
 
 _READS = (uc.UC_MEM_READ_UNMAPPED, uc.UC_MEM_READ_PROT)
 _UNMAPPED = (uc.UC_MEM_READ_UNMAPPED, uc.UC_MEM_WRITE_UNMAPPED)
 
 GO_ON, GIVE_UP = 1, 0
+
+#: Most bytes that the engine reads from a device page at a time.
+_PIECE = 4
 
 
 @define
@@ -56,9 +59,8 @@ class Access:
     epoch: int
     piece: bool = False
 
-    @property
-    def end(self) -> int:
-        return self.address + self.here
+
+_Key = tuple[bool, int, int]
 
 
 class Accesses:
@@ -71,40 +73,50 @@ class Accesses:
     def __init__(self, words: memoryview) -> None:
         self._words = words
         # Served accesses of the instruction that began as number `_number`: (write, address, size) and the value.
-        self._served: list[tuple[tuple[bool, int, int], int]] = []
+        self._served: list[tuple[_Key, int]] = []
         self._number = -1
         # Those to be replayed before anything new.
-        self._replay: list[tuple[tuple[bool, int, int], int]] = []
-        self._pieces = _NO_PIECES
+        self._replay: list[tuple[_Key, int]] = []
+        # The access whose pieces may come, and what of it is on its second page.
+        self._whole: Access | None = None
+        self._left, self._second = 0, -1
         self._unmapped: int | None = None
 
     def ask(self, kind: int, address: int, size: int, value: int, epoch: int) -> Access | int:
         """Return the exit that a call of the hook is, or what to answer without one."""
-        words = self._words
-        words[READ_PIECES] = 0
-        number = words[COUNT]
-        if number != self._number:
-            self._number = number
-            self._served.clear()
-            self._replay.clear()
-            self._pieces = _NO_PIECES
+        self._begin()
         write = kind not in _READS
         unmapped = kind in _UNMAPPED
-        here = min(size, PAGE_SIZE - address % PAGE_SIZE)
-        value &= (1 << 8 * size) - 1
-        found = self._piece(write, address, size, unmapped, epoch)
-        if found is not None:
-            return found
-        self._pieces = _NO_PIECES
+        if write and self._whole is not None and self._whole.write:
+            found = self._written_piece(self._whole, address, size, value, unmapped, epoch)
+            if found is not None:
+                return found
+        self._whole = None
         if unmapped and not write:
             self._unmapped = address
             return GIVE_UP
-        access = Access(address, size, here, value, write, unmapped, epoch)
-        if self._replay and self._replay[0][0] == (write, address, here):
-            served = self._replay.pop(0)
-            self._served.append(served)
-            return self._answer(access, served[1], epoch)
-        return access
+        here = min(size, PAGE_SIZE - address % PAGE_SIZE)
+        return self._new(Access(address, size, here, value & (1 << 8 * size) - 1, write, unmapped, epoch))
+
+    def ask_rest(self, address: int, size: int, here: int | None, epoch: int) -> Access | int:
+        """Return the exit that a device page's read is which nothing was prepared for, or its value.
+
+        Such is the second part of a read that crosses a page, or the processor's own look at a page table.
+
+        Args:
+            address: Where.
+            size: Bytes that the engine reads at a time.
+            here: How many of them the guest's instruction reads, where that had to be found out; None for no read of
+                the guest's.
+            epoch: The engine's map.
+        """
+        self._begin()
+        whole, self._whole = self._whole, None
+        if whole is not None and not whole.write and whole.here < whole.size:
+            here = whole.size - whole.here
+        if here is None:
+            return (1 << 8 * size) - 1
+        return self._new(Access(address, size, here, 0, False, False, epoch, piece=True))
 
     def served(self, access: Access, value: int, epoch: int) -> int:
         """Return what to answer after the exit of `access`; `value` is what a read gave."""
@@ -114,10 +126,11 @@ class Accesses:
 
     def begins_anew(self) -> None:
         """The instruction was given up and is begun again: replay what was served."""
+        self._begin()
         self._number = self._words[COUNT] + 1
         self._replay = self._served + self._replay
         self._served = []
-        self._pieces = _NO_PIECES
+        self._whole = None
 
     @property
     def restarting(self) -> bool:
@@ -129,98 +142,89 @@ class Accesses:
         address, self._unmapped = self._unmapped, None
         return address
 
-    def _answer(self, access: Access, value: int, epoch: int) -> int:
-        changed = epoch != access.epoch
-        crosses = access.here < access.size
-        if access.write:
-            if access.unmapped:
-                self._unmapped = access.address
-            if crosses:
-                # The part behind is made by the engine, byte by byte; looked up anew.
-                self._pieces = _Pieces(access, access.value >> 8 * access.here)
-                return GO_ON
-            if access.unmapped or changed:
-                return GIVE_UP
-            if not access.piece and access.address % access.size:
-                self._pieces = _Pieces(access, 0)
-            return GO_ON
-        if changed:
-            return GIVE_UP
-        if access.piece or access.address % access.size == 0:
-            self._prepare(value, access.size)
-        else:
-            self._pieces = _Pieces(access, value)
-        return GO_ON
-
-    def _prepare(self, value: int, size: int) -> None:
+    def _begin(self) -> None:
+        """Forget what was of an earlier instruction."""
         words = self._words
-        words[READ_VALUE], words[READ_SIZE] = value, size
-        words[READ_PIECES] = 2 if size == 8 else 1
+        words[READ_PIECES] = 0
+        if words[COUNT] != self._number:
+            self._number = words[COUNT]
+            self._served.clear()
+            self._replay.clear()
+            self._whole = None
 
-    def _piece(self, write: bool, address: int, size: int, unmapped: bool, epoch: int) -> Access | int | None:
-        """Return what to answer if this call is for a piece of the last access; None if it is for a new one."""
-        pieces = self._pieces
-        whole = pieces.access
-        if whole is None or whole.write != write:
-            return None
-        if write:
-            return self._written_piece(pieces, whole, address, size, unmapped, epoch)
-        first = whole.address - whole.address % whole.size
-        if size != whole.size:
-            return None
-        if address == first and not pieces.first:
-            pieces.first = True
-            self._prepare(pieces.value << 8 * (whole.address - first), size)
-            return GO_ON
-        if not pieces.first:
-            return None
-        self._pieces = _NO_PIECES
-        behind = whole.here - (first + size - whole.address)
-        if behind > 0 and address == first + size:
-            self._prepare(pieces.value >> 8 * (whole.here - behind), size)
-            return GO_ON
-        if unmapped or address % size:
-            return None
-        # The second page, wherever it lies: the exit is for what is left of the access.
-        return self._or_replayed(Access(address, size, whole.size - whole.here, 0, False, False, epoch, piece=True))
-
-    def _or_replayed(self, access: Access) -> Access | int:
+    def _new(self, access: Access) -> Access | int:
         if self._replay and self._replay[0][0] == (access.write, access.address, access.here):
             served = self._replay.pop(0)
             self._served.append(served)
             return self._answer(access, served[1], access.epoch)
         return access
 
+    def _answer(self, access: Access, value: int, epoch: int) -> int:
+        changed = epoch != access.epoch
+        if access.write:
+            return self._answer_write(access, changed=changed)
+        if access.piece:
+            if access.size < access.here:
+                self._prepare(value >> 8 * access.size, access.size)
+            return value
+        if changed:
+            return GIVE_UP
+        self._prepare_read(access, value)
+        return GO_ON
+
+    def _answer_write(self, access: Access, *, changed: bool) -> int:
+        if access.unmapped:
+            self._unmapped = access.address
+        if access.piece:
+            return GIVE_UP if access.unmapped or changed else GO_ON
+        if access.here < access.size:
+            # What lies on the second page is made by the engine, byte by byte, and looked up anew.
+            self._whole, self._left, self._second = access, access.value >> 8 * access.here, -1
+            return GO_ON
+        if access.unmapped or changed:
+            return GIVE_UP
+        self._whole = access
+        self._left, self._second = 0, -1
+        return GO_ON
+
+    def _prepare_read(self, access: Access, value: int) -> None:
+        """Lay out the pieces that the engine reads, in its order: words of the access's size, four bytes at most."""
+        size = access.size
+        shift = access.address % size
+        crosses = access.here < size
+        if not shift:
+            self._prepare(value, size)
+        else:
+            self._prepare(value << 8 * shift, size if crosses else 2 * size)
+        if crosses:
+            self._whole = access
+
+    def _prepare(self, value: int, size: int) -> None:
+        words, width = self._words, min(size, _PIECE)
+        pieces = size // width
+        for number in range(pieces):
+            words[READ_VALUES + number] = value >> 8 * width * number & (1 << 8 * width) - 1
+        words[READ_NEXT], words[READ_PIECES] = 0, pieces
+
     def _written_piece(
-        self, pieces: _Pieces, whole: Access, address: int, size: int, unmapped: bool, epoch: int
+        self, whole: Access, address: int, size: int, value: int, unmapped: bool, epoch: int
     ) -> Access | int | None:
-        if size != 1:
+        """Return what to answer if this call is for a piece of the last write; None if it is for a new one."""
+        if size == whole.size and address == whole.address and whole.unmapped and whole.here < size:
+            # The same call again, with the device page that is there by now.
+            whole.unmapped = False
+            return GO_ON
+        if size != 1 or whole.size == 1:
             return None
-        if whole.address <= address < whole.end:
+        if whole.address <= address < whole.address + whole.here:
             return GO_ON
         left = whole.size - whole.here
-        if not left:
-            return None
-        if pieces.second is None:
-            if address % PAGE_SIZE:
+        if self._second < 0:
+            if not left or address % PAGE_SIZE:
                 return None
             # The first byte on the second page: one exit for all that lies there.
-            pieces.second = address
-            if unmapped:
-                self._unmapped = address
-            access = Access(address, 1, left, pieces.value, True, unmapped, epoch, piece=True)
-            return self._or_replayed(access)
-        return (GIVE_UP if unmapped else GO_ON) if pieces.second <= address < pieces.second + left else None
-
-
-@define
-class _Pieces:
-    """What is to come of an access: its value (of a write, what lies on the second page)."""
-
-    access: Access | None
-    value: int
-    first: bool = False
-    second: int | None = None
-
-
-_NO_PIECES = _Pieces(None, 0)
+            self._second = address
+            return self._new(Access(address, 1, left, self._left, True, unmapped, epoch, piece=True))
+        if not self._second <= address < self._second + left:
+            return None
+        return GIVE_UP if unmapped else GO_ON

@@ -51,13 +51,17 @@ class Engine:
     Attributes:
         switch: How it is entered.
         epoch: Goes up with each change of its memory map.
+        reading: An address at which the engine is in the middle of a device read, so that the page has to stay.
     """
 
     def __init__(self) -> None:
         self._uc: Any = Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
         self._handle = self._uc._uch
-        self._chunks = SortedDict()  # start → end of device pages
+        # Start → end of device pages, and what their reads are given: the control block's address and their own.
+        self._chunks = SortedDict()
+        self._pages: dict[int, ctypes.Array[ctypes.c_uint64]] = {}
         self.epoch = 0
+        self.reading: int | None = None
         # It ends at no address, which it would else look up at each end with whatever page tables the guest has.
         self._uc.ctl_exits_enabled(True)
         self.switch = Switch(self._handle.value, _emu_start or 0)
@@ -106,7 +110,7 @@ class Engine:
 
     def map_device(self, address: int, start: int, end: int) -> None:
         """Make device pages around `address`, between `start` and `end`, where no memory is."""
-        if len(self._chunks) >= _MAX_CHUNKS:
+        if len(self._chunks) >= _MAX_CHUNKS and self.reading is None:
             self._drop_chunks(0, 1 << 64)
         base = address & -_CHUNK
         start, end = max(base, start), min(base + _CHUNK, end)
@@ -118,11 +122,11 @@ class Engine:
         if after < len(self._chunks):
             end = min(end, self._chunks.keys()[after])
         self.epoch += 1
-        size, block = end - start, ctypes.c_void_p(self.switch.address)
+        size, page = end - start, (ctypes.c_uint64 * 2)(self.switch.address, start)
         read, write = (ctypes.c_void_p(routines()[name]) for name in ("device_read", "device_write"))
-        _check(uclib.uc_mmio_map(self._handle, start, size, read, block, write, block))
+        _check(uclib.uc_mmio_map(self._handle, start, size, read, page, write, page))
+        self._chunks[start], self._pages[start] = end, page
         _check(uclib.uc_mem_protect(self._handle, start, size, uc.UC_PROT_NONE))
-        self._chunks[start] = end
 
     def _drop_chunks(self, start: int, end: int) -> None:
         first = max(0, self._chunks.bisect_right(start) - 1)
@@ -130,7 +134,10 @@ class Engine:
             if chunk >= end:
                 break
             if self._chunks[chunk] > start:
-                self.unmap(chunk, self._chunks.pop(chunk) - chunk)
+                if self.reading is not None and chunk <= self.reading < self._chunks[chunk]:
+                    raise UcError(uc.UC_ERR_RESOURCE)
+                self.unmap(chunk, self._chunks[chunk] - chunk)
+                del self._chunks[chunk], self._pages[chunk]
 
     # running
 

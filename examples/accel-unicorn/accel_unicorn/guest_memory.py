@@ -53,18 +53,19 @@ class GuestMemory:
         """Return the physical address of the next instruction, or None without one."""
         linear = state.rip if state.cs.long else (state.cs.base + state.rip) & 0xFFFF_FFFF
         try:
-            return self._translate(state, linear)
+            return self.translate(state, linear)
         except NoMemoryError:
             return None
 
     def _host(self, state: X86State, address: int, *, write: bool) -> int:
-        physical = self._translate(state, address)
+        physical = self.translate(state, address)
         slot = self._slots.find(physical)
         if slot is None or (write and slot.readonly):
             raise NoMemoryError(address)
         return slot.hva + physical - slot.gpa
 
-    def _translate(self, state: X86State, address: int) -> int:
+    def translate(self, state: X86State, address: int) -> int:
+        """Return the physical address of a linear one. Raises NoMemoryError."""
         if not state.cr0 & CR0_PG:
             return address
         if not state.cr4 & CR4_PAE:

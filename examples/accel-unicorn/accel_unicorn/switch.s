@@ -66,15 +66,34 @@ code:                                   # code(uc, address, size, block)
         mov eax, 2
         jmp suspend
 
-out:                                    # out(uc, port, size, value, block)
+out:                                    # out(uc, port, size, value, block): the record is made here, as `accel.exits` has it
         mov r11, r8
-        mov eax, 3
+        mov [r11+0xe0], ecx
+        movzx eax, dl
+        shl eax, 8
+        or eax, 1
+        shl esi, 16
+        or eax, esi
+        bts rax, 32
+        mov [r11+0xc0], rax
+        xor eax, eax
         jmp suspend
 
 in:                                     # in(uc, port, size, block)
         mov r11, rcx
-        mov eax, 4
-        jmp suspend
+        mov qword ptr [r11+0xe0], 0
+        movzx eax, dl
+        shl eax, 8
+        shl esi, 16
+        or eax, esi
+        bts rax, 32
+        mov [r11+0xc0], rax
+        xor eax, eax
+        push r11
+        call suspend
+        pop r11
+        mov eax, [r11+0xe0]
+        ret
 
 memory:                                 # memory(uc, type, address, size, value, block)
         mov r11, r9
@@ -94,21 +113,19 @@ syscall:                                # syscall(uc, block)
         mov eax, 7
         jmp suspend
 
-device_read:                            # device_read(uc, offset, size, block): the answer that `memory` was given
-        cmp dword ptr [rcx+0x50], 0
-        je 2f
-        dec dword ptr [rcx+0x50]
-        mov rax, [rcx+0x48]
-        cmp edx, 8
+device_read:                            # device_read(uc, offset, size, page): a piece that was prepared, or an event
+        mov r11, [rcx]
+        cmp dword ptr [r11+0x48], 0
         je 1f
-        cmp dword ptr [rcx+0x58], 8
-        jne 1f
-        test sil, 4
-        je 1f
-        shr rax, 32
-1:      ret
-2:      mov rax, -1
+        dec dword ptr [r11+0x48]
+        mov rax, [r11+0x50]
+        inc qword ptr [r11+0x50]
+        mov rax, [r11+rax*8+0x88]
         ret
+1:      add rsi, [rcx+8]
+        mov edx, edx
+        mov eax, 3
+        jmp suspend
 
-device_write:                           # device_write(uc, offset, size, value, block): `memory` was told already
+device_write:                           # device_write(uc, offset, size, value, page): `memory` was told already
         ret

@@ -10,6 +10,7 @@ Turns are handed over in the order of arrival, so whoever just had one queues up
 the map goes first and asks at once.
 
 The lock is a leaf: its owner takes no other lock of this project. It is owned across `run`'s call into the engine.
+Each exit takes and gives the turn, so that costs two lock operations where nobody waits.
 """
 
 from __future__ import annotations
@@ -26,73 +27,71 @@ SLICE_S = 0.001
 
 
 class Turn:
-    """Who may enter the engines of one VM.
-
-    Attributes:
-        wanted: Whether somebody waits. Read by the one inside, without a lock.
-    """
+    """Who may enter the engines of one VM."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        # All guarded by `_mutex`: whether somebody is inside, the control block of the vCPU that is, and those who
-        # wait, each for a lock of its own that is released when the turn is handed over.
-        self._taken = False
+        # Held by whoever has the turn, also while it is handed over; not by the same thread that released it.
+        self._turn = threading.Lock()
+        # The control block of the vCPU inside. Set by the one that has the turn.
         self._inside: memoryview | None = None
+        # Those who wait, each for a lock of its own that is released when it gets the turn. Guarded by `_mutex`; whether
+        # it is empty is looked at without: who lines up at that moment finds out by itself, a slice later.
         self._queue: deque[threading.Lock] = deque()
+        self._mutex = threading.Lock()
 
     @property
     def wanted(self) -> bool:
+        """Whether somebody waits; asked by the one inside."""
         return bool(self._queue)
 
     def take(self, words: memoryview) -> None:
         """Wait for a turn of the vCPU with this control block."""
-        with self._mutex:
-            if not self._taken:
-                self._taken = True
-                self._inside = words
-                return
-            gate = self._line_up(first=False)
-        while not gate.acquire(timeout=SLICE_S):
-            self._ask()
-        with self._mutex:
-            self._inside = words
+        if self._queue or not self._turn.acquire(False):
+            self._wait(first=False)
+        self._inside = words
 
     def give(self) -> None:
         """Hand the turn on."""
+        self._inside = None
+        if not self._queue:
+            self._turn.release()
+            return
         with self._mutex:
-            self._inside = None
             if self._queue:
                 self._queue.popleft().release()
             else:
-                self._taken = False
+                self._turn.release()
 
     @contextmanager
     def nobody_inside(self) -> Iterator[None]:
         """Keep every vCPU of the VM out of its engine for as long as the block takes; any thread, not nested."""
-        with self._mutex:
-            gate = None if not self._taken else self._line_up(first=True)
-            self._taken = True
-        if gate is not None:
-            while True:
-                self._ask()
-                if gate.acquire(timeout=SLICE_S):
-                    break
+        if not self._turn.acquire(False):
+            self._wait(first=True)
         try:
             yield
         finally:
             self.give()
 
-    def _line_up(self, *, first: bool) -> threading.Lock:
+    def _wait(self, *, first: bool) -> None:
         gate = threading.Lock()
         gate.acquire()
+        with self._mutex:
+            if first:
+                self._queue.appendleft(gate)
+            else:
+                self._queue.append(gate)
         if first:
-            self._queue.appendleft(gate)
-        else:
-            self._queue.append(gate)
-        return gate
+            self._ask()
+        while not gate.acquire(timeout=SLICE_S):
+            with self._mutex:
+                # Nobody hands over what was free when this one lined up.
+                if self._turn.acquire(False):
+                    self._queue.remove(gate)
+                    return
+            self._ask()
 
     def _ask(self) -> None:
         """Ask the vCPU inside to stop before its next instruction."""
-        with self._mutex:
-            if self._inside is not None:
-                self._inside[ATTENTION] = 1
+        inside = self._inside
+        if inside is not None:
+            inside[ATTENTION] = 1

@@ -6,7 +6,6 @@ before an instruction. *Within*: it stands in a hook in the middle of an instruc
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 
 from attrs import evolve
@@ -14,12 +13,14 @@ from unicorn import UcError
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
 
+from accel.address import PAGE_SIZE
 from accel.arch.x86 import X86State
 from accel.backend import VcpuBackend
 from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_unicorn import interrupts, switch
 from accel_unicorn.access import GO_ON, Access, Accesses
+from accel_unicorn.crossing import rest_of_read
 from accel_unicorn.engine import Engine, error_text
 from accel_unicorn.guest_memory import GuestMemory
 from accel_unicorn.slots import UnicornSlots
@@ -47,11 +48,9 @@ class UnicornVcpu(VcpuBackend):
         self._words = engine.switch.words
         self._accesses = Accesses(self._words)
         self._memory = GuestMemory(slots)
-        self.record = memoryview(array("Q", (0, 0, 0, 0)))
-        self._io_word = memoryview(array("Q", (0,)))
-        self.io_data = self._io_word.cast("B")
+        self.record, self.io_data = engine.switch.record, engine.switch.io_data
         self._place = _ENDED
-        # The access that wants an answer; None for a port read or write.
+        # The access that wants an answer; None for a port access.
         self._access: Access | None = None
         self._kicked = False
         self._finishing = False
@@ -61,31 +60,40 @@ class UnicornVcpu(VcpuBackend):
         events: list[Callable[[], int | None]] = [self._unknown] * 8
         events[switch.ENDED] = self._ended
         events[switch.STOPPED] = self._stopped
-        events[switch.OUT] = self._out
-        events[switch.IN] = self._in
+        events[switch.PORT] = self._port
+        events[switch.DEVICE_READ] = self._device_read
         events[switch.MEMORY] = self._memory_access
         events[switch.EXCEPTION] = self._exception
         events[switch.SYSCALL] = self._system_call
         self._events = events
+        self._enter = engine.switch.enter
         reset_floating_point(engine)
         write_state(engine, self._kept)
         self._words[BEGIN] = self._kept.rip
 
     def run(self) -> int:
         """Enter the guest until it comes out; see `VcpuBackend.run`."""
-        turn, enter, events = self._turn, self.engine.switch.enter, self._events
-        turn.take(self._words)
+        self._turn.take(self._words)
         try:
-            if self._place == _WITHIN:
+            if self._access is not None:
                 self._answer()
-            while True:
-                kind = events[enter()]()
-                if kind is not None:
-                    return kind
+            kind = self._enter()
+            if kind == _IO:  # nothing is left to be done for it
+                self._place = _WITHIN
+                return kind
+            return self._come_out(kind)
         except UcError as error:
             raise BackendError("Unicorn", 0, str(error)) from error
         finally:
-            turn.give()
+            self._turn.give()
+
+    def _come_out(self, event: int) -> int:
+        events = self._events
+        while True:
+            kind = events[event]()
+            if kind is not None:
+                return kind
+            event = self._enter()
 
     def kick(self, thread_id: int) -> None:
         """Have the engine stop before its next instruction."""
@@ -148,11 +156,14 @@ class UnicornVcpu(VcpuBackend):
         """Give the hook in which the engine stands what it returns."""
         access, self._access = self._access, None
         if access is None:
-            self._words[REPLY] = self._io_word[0]
             return
         engine = self.engine
+        engine.reading = None
         answer = self._accesses.served(access, self.record[1], engine.epoch)
-        self._reply(answer)
+        if access.piece and not access.write:
+            self._words[REPLY] = answer
+        else:
+            self._reply(answer)
 
     def _reply(self, answer: int) -> None:
         if answer == GO_ON:
@@ -201,17 +212,7 @@ class UnicornVcpu(VcpuBackend):
             self._turn.take(words)
         return None
 
-    def _out(self) -> int | None:
-        words = self._words
-        self._io_word[0] = words[THIRD] & 0xFFFF_FFFF
-        self.record[0] = 1 << 32 | (words[FIRST] & 0xFFFF) << 16 | (words[SECOND] & 0xFF) << 8 | 1
-        self._place = _WITHIN
-        return _IO
-
-    def _in(self) -> int | None:
-        words = self._words
-        self.record[0] = 1 << 32 | (words[FIRST] & 0xFFFF) << 16 | (words[SECOND] & 0xFF) << 8
-        self._io_word[0] = 0
+    def _port(self) -> int | None:
         self._place = _WITHIN
         return _IO
 
@@ -221,6 +222,22 @@ class UnicornVcpu(VcpuBackend):
         if not isinstance(found, Access):
             self._reply(found)
             return None
+        return self._exit_for(found)
+
+    def _device_read(self) -> int | None:
+        words = self._words
+        address, size = words[FIRST], words[SECOND]
+        here = None
+        if address % PAGE_SIZE == 0:
+            here = rest_of_read(self.read_state(), self._memory, address, size)
+        found = self._accesses.ask_rest(address, size, here, self.engine.epoch)
+        if not isinstance(found, Access):
+            words[REPLY] = found
+            return None
+        self.engine.reading = address
+        return self._exit_for(found)
+
+    def _exit_for(self, found: Access) -> int:
         record = self.record
         record[0] = found.address
         record[1] = found.value & (1 << 8 * found.here) - 1

@@ -1,0 +1,110 @@
+"""How much of a read lies on its second page, found out from the instruction.
+
+Where a read begins in RAM and ends on a device page, the engine asks for a whole aligned word there and does not say
+how much of it the guest reads. The instruction does: its operand's address tells where the page border cuts it. Known
+are all forms of operands, and 64-bit ones by their REX prefix; vector loads count as 32 bits. Source: Intel SDM volume 2,
+chapter 2 (instruction format).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accel.address import PAGE_SIZE
+from accel.arch.x86 import X86State
+from accel_unicorn.guest_memory import GuestMemory, NoMemoryError
+from accel_unicorn.layout import GENERAL
+
+_LONGEST = 15
+_SEGMENT_PREFIX = {0x26: "es", 0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x64: "fs", 0x65: "gs"}
+_OTHER_PREFIX = frozenset({0x66, 0xF0, 0xF2, 0xF3})
+_BASES_16 = (("rbx", "rsi"), ("rbx", "rdi"), ("rbp", "rsi"), ("rbp", "rdi"), ("rsi",), ("rdi",), ("rbp",), ("rbx",))
+
+
+def rest_of_read(state: X86State, memory: GuestMemory, address: int, piece: int) -> int | None:
+    """Return how many bytes the instruction at RIP reads at physical `address`, the beginning of a page, of an operand
+    that begins on another; None if it reads no such one. `piece` is what the engine reads at a time, 4 at most."""
+    linear = state.rip if state.cs.long else state.cs.base + state.rip
+    code = b""
+    for length in (_LONGEST, PAGE_SIZE - linear % PAGE_SIZE):
+        try:
+            code = memory.read(state, linear, length)
+            break
+        except NoMemoryError:
+            continue
+    for operand in _operands(state, code):
+        border = (operand | PAGE_SIZE - 1) + 1
+        try:
+            if 0 < border - operand < 8 and memory.translate(state, border) == address:
+                rest = (8 if piece == 4 and _is_wide(code) else piece) - (border - operand)
+                return rest if rest > 0 else piece
+        except NoMemoryError:
+            continue
+    return None
+
+
+def _is_wide(code: bytes) -> bool:
+    """Return whether an instruction of long mode has 64-bit operands."""
+    for byte in code:
+        if byte not in _SEGMENT_PREFIX and byte not in _OTHER_PREFIX and byte != 0x67:
+            return byte & 0xF8 == 0x48
+    return False
+
+
+def _operands(state: X86State, code: bytes) -> Iterator[int]:
+    """Yield the linear addresses at which the instruction may have an operand."""
+    long = state.cs.long
+    bits = 64 if long else 32 if state.cs.db else 16
+    at, segment, rex = 0, None, 0
+    while at < len(code) and (code[at] in _SEGMENT_PREFIX or code[at] in _OTHER_PREFIX or code[at] == 0x67):
+        segment = _SEGMENT_PREFIX.get(code[at], segment)
+        if code[at] == 0x67:
+            bits = {64: 32, 32: 16, 16: 32}[bits]
+        at += 1
+    if long and at < len(code) and code[at] & 0xF0 == 0x40:
+        rex, at = code[at], at + 1
+    if at < len(code) and code[at] == 0x0F:
+        at += 2 if code[at + 1 : at + 2] in (b"\x38", b"\x3a") else 1
+    offset, base = _modrm(state, code[at + 1 :], bits, rex, at + 1)
+    mask = (1 << bits) - 1
+    for name, value in ((segment or base, offset), (segment or "ds", state.rsi), ("es", state.rdi), ("ss", state.rsp)):
+        start = 0 if long and name not in ("fs", "gs") else getattr(state, name).base
+        yield (start + (value & mask)) & ((1 << 64) - 1 if long else 0xFFFF_FFFF)
+    moffs = int.from_bytes(code[at + 1 : at + 1 + bits // 8], "little")
+    yield moffs + (0 if long else getattr(state, segment or "ds").base)
+
+
+def _modrm(state: X86State, code: bytes, bits: int, rex: int, before: int) -> tuple[int, str]:
+    """Return the offset and default segment of a ModRM operand."""
+    if not code:
+        return 0, "ds"
+    mode, low = code[0] >> 6, code[0] & 7
+    if bits == 16:
+        names = () if (mode, low) == (0, 6) else _BASES_16[low]
+        size = 2 if mode == 2 or not names else mode
+        total = sum(getattr(state, name) for name in names) + _signed(code[1 : 1 + size])
+        return total, "ss" if "rbp" in names else "ds"
+    at, total, segment = 1, 0, "ds"
+    base: int | None = low | (rex & 1) << 3
+    if low == 4:
+        sib, at = (code[1] if len(code) > 1 else 0), 2
+        index = sib >> 3 & 7 | (rex & 2) << 2
+        if index != 4:
+            total = getattr(state, GENERAL[index]) << (sib >> 6)
+        base = sib & 7 | (rex & 1) << 3
+        if sib & 7 == 5 and mode == 0:
+            base = None
+    elif low == 5 and mode == 0:
+        base = None
+        if state.cs.long:
+            # Relative to the next instruction; no immediate follows in what is read only.
+            total = state.rip + before + at + 4
+    if base is not None:
+        total += getattr(state, GENERAL[base])
+        segment = "ss" if base in (4, 5) else "ds"
+    size = 4 if base is None or mode == 2 else mode
+    return total + _signed(code[at : at + size]), segment
+
+
+def _signed(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
