@@ -24,7 +24,16 @@ from attrs import define
 from unicorn import unicorn_const as uc
 
 from accel.address import PAGE_SIZE
-from accel_unicorn.switch import COUNT, READ_NEXT, READ_PIECES, READ_VALUES
+from accel_unicorn.switch import (
+    COUNT,
+    MAX_NOTES,
+    NOTED,
+    NOTES,
+    READ_NEXT,
+    READ_PIECES,
+    READ_VALUES,
+    SIMPLE,
+)
 
 _READS = (uc.UC_MEM_READ_UNMAPPED, uc.UC_MEM_READ_PROT)
 _UNMAPPED = (uc.UC_MEM_READ_UNMAPPED, uc.UC_MEM_WRITE_UNMAPPED)
@@ -72,15 +81,15 @@ class Accesses:
 
     def __init__(self, words: memoryview) -> None:
         self._words = words
-        # Served accesses of the instruction that began as number `_number`: (write, address, size) and the value.
-        self._served: list[tuple[_Key, int]] = []
+        # The instruction that all below is about. Its served accesses are noted in the control block.
         self._number = -1
-        # Those to be replayed before anything new.
+        # Those to be replayed before anything new: (write, address, size) and the value.
         self._replay: list[tuple[_Key, int]] = []
         # The access whose pieces may come, and what of it is on its second page.
         self._whole: Access | None = None
         self._left, self._second = 0, -1
         self._unmapped: int | None = None
+        words[SIMPLE] = 1
 
     def ask(self, kind: int, address: int, size: int, value: int, epoch: int) -> Access | int:
         """Return the exit that a call of the hook is, or what to answer without one."""
@@ -121,16 +130,23 @@ class Accesses:
     def served(self, access: Access, value: int, epoch: int) -> int:
         """Return what to answer after the exit of `access`; `value` is what a read gave."""
         value &= (1 << 8 * access.here) - 1
-        self._served.append(((access.write, access.address, access.here), value))
+        self._note(access, value)
         return self._answer(access, value, epoch)
 
     def begins_anew(self) -> None:
         """The instruction was given up and is begun again: replay what was served."""
         self._begin()
-        self._number = self._words[COUNT] + 1
-        self._replay = self._served + self._replay
-        self._served = []
+        words, number = self._words, self._words[COUNT]
+        served = []
+        for note in range(max(0, words[NOTED] - MAX_NOTES), words[NOTED]):
+            at = NOTES + 4 * (note % MAX_NOTES)
+            if words[at] == number:
+                address, shape, value = words[at + 1 : at + 4]
+                served.append(((bool(shape >> 32), address, shape & 0xFFFF_FFFF), value))
+        self._number = number + 1
+        self._replay = served + self._replay
         self._whole = None
+        words[SIMPLE] = not self._replay
 
     @property
     def restarting(self) -> bool:
@@ -148,19 +164,30 @@ class Accesses:
         words[READ_PIECES] = 0
         if words[COUNT] != self._number:
             self._number = words[COUNT]
-            self._served.clear()
             self._replay.clear()
             self._whole = None
+            words[SIMPLE] = 1
+
+    def _note(self, access: Access, value: int) -> None:
+        words = self._words
+        at = NOTES + 4 * (words[NOTED] % MAX_NOTES)
+        words[at], words[at + 1], words[at + 3] = words[COUNT], access.address, value
+        words[at + 2] = access.here | access.write << 32
+        words[NOTED] += 1
 
     def _new(self, access: Access) -> Access | int:
         if self._replay and self._replay[0][0] == (access.write, access.address, access.here):
-            served = self._replay.pop(0)
-            self._served.append(served)
-            return self._answer(access, served[1], access.epoch)
+            value = self._replay.pop(0)[1]
+            self._note(access, value)
+            return self._answer(access, value, access.epoch)
         return access
 
     def _answer(self, access: Access, value: int, epoch: int) -> int:
-        changed = epoch != access.epoch
+        answer = self._decide(access, value, epoch != access.epoch)
+        self._words[SIMPLE] = self._whole is None and not self._replay
+        return answer
+
+    def _decide(self, access: Access, value: int, changed: bool) -> int:
         if access.write:
             return self._answer_write(access, changed=changed)
         if access.piece:
@@ -183,8 +210,8 @@ class Accesses:
             return GO_ON
         if access.unmapped or changed:
             return GIVE_UP
-        self._whole = access
-        self._left, self._second = 0, -1
+        if access.address % access.size:
+            self._whole, self._left, self._second = access, 0, -1
         return GO_ON
 
     def _prepare_read(self, access: Access, value: int) -> None:

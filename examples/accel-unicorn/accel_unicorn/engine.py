@@ -23,7 +23,7 @@ from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-from accel_unicorn.switch import Switch, routines
+from accel_unicorn.switch import EPOCH, Switch, routines
 
 #: Bytes that one first access to unassigned memory makes device pages of, at most.
 _CHUNK = 2 << 20
@@ -92,7 +92,7 @@ class Engine:
 
     def map(self, address: int, size: int, host: int, *, readonly: bool) -> None:
         """Show `size` bytes of host memory at `address`; the caller keeps it alive. Device pages there go."""
-        self.epoch += 1
+        self._changed()
         self._drop_chunks(address, address + size)
         _check(uclib.uc_mem_map_ptr(self._handle, address, size, uc.UC_PROT_ALL, host))
         if readonly:
@@ -105,7 +105,7 @@ class Engine:
 
     def unmap(self, address: int, size: int) -> None:
         """Show nothing there any more. The engine forgets translations of it, and code that came from it."""
-        self.epoch += 1
+        self._changed()
         _check(uclib.uc_mem_unmap(self._handle, address, size))
 
     def map_device(self, address: int, start: int, end: int) -> None:
@@ -121,12 +121,16 @@ class Engine:
         after = self._chunks.bisect_right(address)
         if after < len(self._chunks):
             end = min(end, self._chunks.keys()[after])
-        self.epoch += 1
+        self._changed()
         size, page = end - start, (ctypes.c_uint64 * 2)(self.switch.address, start)
         read, write = (ctypes.c_void_p(routines()[name]) for name in ("device_read", "device_write"))
         _check(uclib.uc_mmio_map(self._handle, start, size, read, page, write, page))
         self._chunks[start], self._pages[start] = end, page
         _check(uclib.uc_mem_protect(self._handle, start, size, uc.UC_PROT_NONE))
+
+    def _changed(self) -> None:
+        self.epoch += 1
+        self.switch.words[EPOCH] = self.epoch
 
     def _drop_chunks(self, start: int, end: int) -> None:
         first = max(0, self._chunks.bisect_right(start) - 1)

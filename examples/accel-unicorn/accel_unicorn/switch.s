@@ -53,7 +53,7 @@ start:                                  # the bottom of the engine's stack; bloc
         call [rbx+0x78]
         mov esi, eax
         mov r11, rbx
-        mov eax, 1
+        mov eax, 4
         call suspend
         jmp start
 
@@ -99,7 +99,59 @@ memory:                                 # memory(uc, type, address, size, value,
         mov r11, r9
         mov esi, esi
         mov ecx, ecx
-        mov eax, 5
+        cmp dword ptr [r11+0xa8], 0     # may it be a simple access?
+        je 4f
+        cmp esi, 22                     # on a device page or ROM
+        jb 4f
+        lea eax, [rcx-1]                # and aligned
+        test rax, rdx
+        jne 4f
+        mov [r11+0xc0], rdx             # the record, as `accel.exits` has it
+        mov [r11+0xc8], r8
+        xor eax, eax
+        cmp esi, 22                     # a write
+        sete al
+        shl rax, 32
+        or rax, rcx
+        mov [r11+0xd0], rax
+        mov rax, [r11+0xb0]             # the map as it is now
+        mov [r11+0xb8], rax
+        mov eax, 1
+        push r11
+        call suspend
+        pop r11
+        mov rcx, [r11+0xe8]             # note it: instruction, address, shape, value
+        inc qword ptr [r11+0xe8]
+        and ecx, 63
+        shl ecx, 5
+        lea rcx, [r11+rcx+0x100]
+        mov rax, [r11+0x80]
+        mov [rcx], rax
+        mov rax, [r11+0xc0]
+        mov [rcx+8], rax
+        mov rax, [r11+0xd0]
+        mov [rcx+16], rax
+        mov rdx, [r11+0xc8]
+        mov [rcx+24], rdx
+        mov rcx, [r11+0xb0]
+        cmp rcx, [r11+0xb8]
+        jne 3f
+        mov [r11+0x88], rdx             # the pieces of a read
+        shr rdx, 32
+        mov [r11+0x90], rdx
+        xor ecx, ecx
+        mov [r11+0x50], rcx
+        bt rax, 32
+        jc 2f
+        cmp eax, 8
+        sete cl
+        inc ecx
+2:      mov [r11+0x48], rcx
+        mov eax, 1                      # go on
+        ret
+3:      xor eax, eax                    # the map has changed: give up
+        ret
+4:      mov eax, 5
         jmp suspend
 
 exception:                              # exception(uc, vector, block)

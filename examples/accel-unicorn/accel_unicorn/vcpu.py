@@ -61,6 +61,7 @@ class UnicornVcpu(VcpuBackend):
         events[switch.ENDED] = self._ended
         events[switch.STOPPED] = self._stopped
         events[switch.PORT] = self._port
+        events[switch.DEVICE] = self._device
         events[switch.DEVICE_READ] = self._device_read
         events[switch.MEMORY] = self._memory_access
         events[switch.EXCEPTION] = self._exception
@@ -78,7 +79,7 @@ class UnicornVcpu(VcpuBackend):
             if self._access is not None:
                 self._answer()
             kind = self._enter()
-            if kind == _IO:  # nothing is left to be done for it
+            if kind <= _MMIO:  # an exit as it stands
                 self._place = _WITHIN
                 return kind
             return self._come_out(kind)
@@ -215,6 +216,10 @@ class UnicornVcpu(VcpuBackend):
     def _port(self) -> int | None:
         self._place = _WITHIN
         return _IO
+
+    def _device(self) -> int | None:
+        self._place = _WITHIN
+        return _MMIO
 
     def _memory_access(self) -> int | None:
         words = self._words
