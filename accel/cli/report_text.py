@@ -61,7 +61,8 @@ def _ending(report: Report) -> str:
 
 def _where(result: RunResult) -> str:
     count = len(result.vcpus)
-    return f"{result.accelerator} ({result.host}), {count} vCPU{'s' if count > 1 else ''}"
+    host = f" ({result.host})" if result.host else ""
+    return f"{result.accelerator}{host}, {count} vCPU{'s' if count > 1 else ''}"
 
 
 def _counts(exits: Mapping[str, int]) -> str:

@@ -1,0 +1,119 @@
+"""The accelerator '$name', which interprets guest programs. accel imports this at each start: open nothing."""
+
+from array import array
+from collections.abc import Callable, Generator, Iterator
+from itertools import repeat
+from typing import cast
+
+import accel
+from accel.address import PAGE_SIZE
+from accel.exits import ExitKind, pack_io
+from accel.memory.slot_listener import SlotListener, SlotRules
+from accel.memory.slot_plan import Policy
+from accel.memory.slot_table import SlotsByAddress
+from accel.program import RETURN_BYTE, Add, ErrorCount, Fetch, In, Load, Out, Store
+
+
+class Interpreter(accel.Accelerator):
+    name, summary, executes = "$name", "interprets guest programs", frozenset({"program"})
+    options = accel.MEMORY_OPTIONS
+
+    def probe(self) -> accel.Availability:
+        return accel.Availability(True, capabilities=Vm.capabilities)  # or False, and why it cannot be used here
+
+    def create_vm(self, config: accel.VmConfig) -> accel.VmBackend:
+        if config.irqchip or config.pit:
+            raise accel.errors.CapabilityError("$name has no interrupt controller, no timer")
+        return Vm(cast(Policy, config.options["plan"]))
+
+
+@accel.hookimpl
+def accel_register_accelerators(register: Callable[[accel.Accelerator], None]) -> None:
+    register(Interpreter())
+
+
+class Vm(accel.VmBackend):
+    capabilities = frozenset({accel.Capability.READONLY_MEMORY, accel.Capability.DIRTY_LOG})
+    max_vcpus = 16
+
+    def __init__(self, plan: Policy) -> None:
+        self._slots, self._plan = SlotsByAddress(), plan
+
+    def memory_listener(self) -> accel.MemoryListener:
+        # It hears of each change of the memory map, plans which slots go and come, and does that in the table.
+        return SlotListener(self._slots, SlotRules(owner="$name"), self._plan)
+
+    def create_vcpu(self, index: int) -> accel.VcpuBackend:
+        return Vcpu(self._slots)
+
+    def close(self) -> None:
+        self._slots = SlotsByAddress()  # lets go of the host's memory
+
+
+class Vcpu(accel.VcpuBackend):
+    def __init__(self, slots: SlotsByAddress) -> None:
+        self.record = memoryview(array("Q", (0, 0, 0)))  # what the last exit is about, as accel.exits lays it out
+        self.io_data = memoryview(bytearray(8))
+        self._slots, self._kicked, self._problem = slots, False, "no program is loaded"
+        self._steps: Iterator[ExitKind | None] = repeat(ExitKind.FAIL_ENTRY)
+
+    def load_program(self, program: accel.GuestProgram) -> None:
+        self._steps = self._play(program)  # a generator: it stands still at each exit, amid an operation
+
+    def run(self) -> int:
+        for kind in self._steps:
+            if kind is None and self._kicked:
+                self._kicked, kind = False, ExitKind.INTERRUPTED
+            if kind is not None:
+                return kind
+        return ExitKind.HALT
+
+    def kick(self, thread_id: int) -> None:
+        self._kicked = True  # from any thread; it is seen before the next operation, in this run or one to come
+
+    def describe(self) -> str:
+        return self._problem
+
+    def close(self) -> None:
+        self._steps = iter(())
+
+    def _play(self, program: accel.GuestProgram) -> Iterator[ExitKind | None]:
+        errors = 0
+        for op in program.walk():
+            yield None  # between two operations, where nothing is lost by coming out
+            match op:
+                case Load(address, size, expect):
+                    errors += expect not in (None, (yield from self._access(address, size)))
+                case Store(address, value, size):
+                    yield from self._access(address, size, value)
+                case Add(address, value, size):
+                    if self._slots.access(address, size, value, add=True) is None:
+                        old = yield from self._access(address, size)  # a device is asked, and then told
+                        yield from self._access(address, size, old + value)
+                case Fetch(address):
+                    while (code := self._slots.access(address, 1)) != RETURN_BYTE:
+                        self._problem = f"there is no code to execute at {address:#x}"
+                        yield ExitKind.INTERNAL_ERROR if code is None else ExitKind.SHUTDOWN
+                case In(port, size, expect):
+                    self.record[0] = pack_io(is_out=False, size=size, port=port)
+                    yield ExitKind.IO  # when it is run again, the answer is there
+                    errors += expect not in (None, int.from_bytes(self.io_data[:size], "little"))
+                case Out(port, value, size):
+                    number = min(errors, (1 << 8 * size) - 1) if isinstance(value, ErrorCount) else value
+                    self.record[0] = pack_io(is_out=True, size=size, port=port)
+                    self.io_data[:size] = number.to_bytes(size, "little")
+                    yield ExitKind.IO
+
+    def _access(self, address: int, size: int, value: int | None = None) -> Generator[ExitKind, None, int]:
+        """Load, or store `value`, page by page, since memory comes and goes in pages; what is no memory comes out."""
+        loaded, first = 0, min(size, PAGE_SIZE - address % PAGE_SIZE)
+        for at, count in ((address, first), (address + first, size - first)):
+            shift, mask = 8 * (at - address), (1 << 8 * count) - 1
+            part = None if value is None else value >> shift & mask
+            found = self._slots.access(at, count, part) if count else 0
+            if found is None:
+                self.record[0], self.record[1], self.record[2] = at, part or 0, count | (part is not None) << 32
+                yield ExitKind.MMIO  # a load finds its answer in the record
+                found = self.record[1] & mask
+            loaded |= found << shift
+        return loaded
