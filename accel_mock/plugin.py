@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from accel.backend import DIRTY_RING_OPTION, MEMORY_OPTIONS, Accelerator, Availability, VmBackend, VmConfig
 from accel.hookspecs import hookimpl
 from accel.options import Option
 from accel_mock.limits import CAPABILITIES, SLOT_COUNT, ZAPS
+
+if TYPE_CHECKING:
+    import click
 
 
 def _fault(given: object) -> object:
@@ -80,3 +84,11 @@ def accel_register_accelerators(register: Callable[[Accelerator], None]) -> None
 def accel_register_scenarios(register: Callable[[str], None]) -> None:
     """Register the scenarios of this plugin's own code."""
     register("accel_mock.scenarios")
+
+
+@hookimpl
+def accel_register_commands(cli: click.Group) -> None:
+    """Add ``accelctl kvm-locks``."""
+    from accel_mock.locks_command import command
+
+    cli.add_command(command)

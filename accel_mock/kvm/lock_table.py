@@ -64,8 +64,23 @@ class Order:
 
     @property
     def name(self) -> str:
-        """A name for it."""
+        """What it says."""
         return f"{self.outer.name} {self.rule.value} {self.inner.name}"
+
+    @property
+    def scenario(self) -> str:
+        """The name of the scenario in which two threads keep it."""
+        return f"mock/order-{_in_scenario(self.outer)}-{_in_scenario(self.inner)}"
+
+    @property
+    def broken_by(self) -> str:
+        """The name of the one in which a thread does not."""
+        return f"{self.scenario}-wrong-broken"
+
+
+def _in_scenario(lock_class: LockClass) -> str:
+    """Return a lock's name as it stands in a scenario's, which is typed into a shell."""
+    return lock_class.name.replace("->", ".")
 
 
 KVM_LOCK = LockClass(
@@ -161,13 +176,3 @@ ORDERS = (
     Order(MMU, TDP_MMU_PAGES, arch="x86"),
     Order(MMU, UNSYNC_PAGES, arch="x86"),
 )
-
-
-def lock_table() -> str:
-    """Return the locks as a table in Markdown."""
-    head = ("lock", "type", "arch", "protects", "comment")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for one in LOCKS:
-        it = one.lock_class
-        lines.append(f"| `{it.name}` | {it.type} | {one.arch} | {it.protects} | {it.comment} |")
-    return "\n".join(lines)

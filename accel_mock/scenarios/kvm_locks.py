@@ -1,22 +1,19 @@
-"""Each order of the kernel's table of KVM's locks, kept and broken; and a notifier that takes what it must not.
-
-The orders are threads to be played (`accel.testing.lock_scenarios`): nobody waits for anybody, and the validator says
-what would happen if they met. The notifier is the model's own, and is explored.
+"""Each order of the kernel's table of KVM's locks, kept and broken; how a vendor's module is set up; and a notifier
+that takes what it must not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 from accel.address import PAGE_SIZE
 from accel.locks import Lock, LockClass, completing, waiting_for
 from accel.read_locks import RwLock, SrcuDomain
 from accel.testing.explore.scenario import require, scenario
-from accel.testing.lock_scenarios import SCENARIOS, Actor, LockScenario
 from accel_mock.kvm.lock_classes import MN_ACTIVE, SRCU
-from accel_mock.kvm.lock_table import CPU_HOTPLUG, ORDERS, Order, Rule
+from accel_mock.kvm.lock_table import CPU_HOTPLUG, KVM_LOCK, ORDERS, VENDOR_MODULE, Order, Rule
 from accel_mock.kvm.notifier import MmuNotifiers
 from accel_mock.scenarios.hall import HIGH, LOW, MODEL, NEW, OLD, PROMPT, Hall, slot_of, unvalidated
 
@@ -49,44 +46,116 @@ class _Locks:
         return self._made[lock_class]
 
 
-def _actors(order: Order, *, broken: bool) -> Sequence[Actor]:
-    """Return one thread that keeps an order, and one that keeps or breaks it."""
-    locks = _Locks()
-    outer, inner = order.outer, order.inner
+class _Order:
+    """A thread that keeps an order of the table, and one that keeps or breaks it.
 
-    def nest(*classes: LockClass, then: Callable[[], None] = lambda: None) -> None:
+    Nobody need wait for anybody: the validator says what would happen if they met.
+
+    Attributes:
+        order: Which.
+        broken: Whether the second thread breaks it.
+    """
+
+    order: Order
+    broken = False
+
+    def __init__(self) -> None:
+        self._locks = _Locks()
+
+    def threads(self) -> dict[str, Callable[[], object]]:
+        locks, outer, inner = self._locks, self.order.outer, self.order.inner
+        nest = self._nest
+        waiter = partial(nest, outer, then=lambda: locks.wait(inner))
+        keeps, also, breaks = {
+            Rule.NESTS: (partial(nest, outer, inner), partial(nest, inner), partial(nest, inner, outer)),
+            Rule.WAITS: (waiter, partial(nest, inner), partial(nest, inner, outer)),
+            Rule.READS: (
+                partial(nest, outer, inner),
+                partial(nest, then=lambda: locks.wait(outer)),
+                partial(nest, inner, then=lambda: locks.wait(outer)),
+            ),
+        }[self.order.rule]
+        return {"first": keeps, "second": breaks if self.broken else also}
+
+    def _nest(self, *classes: LockClass, then: Callable[[], None] = lambda: None) -> None:
         with ExitStack() as held:
             for one in classes:
-                held.enter_context(locks.hold(one))
+                held.enter_context(self._locks.hold(one))
             then()
 
-    waiter = partial(nest, outer, then=lambda: locks.wait(inner))
-    keeps, also, breaks = {
-        Rule.NESTS: (partial(nest, outer, inner), partial(nest, inner), partial(nest, inner, outer)),
-        Rule.WAITS: (waiter, partial(nest, inner), partial(nest, inner, outer)),
-        Rule.READS: (
-            partial(nest, outer, inner),
-            partial(nest, then=lambda: locks.wait(outer)),
-            partial(nest, inner, then=lambda: locks.wait(outer)),
-        ),
-    }[order.rule]
-    return ("first", keeps), ("second", breaks if broken else also)
+    def check(self) -> None:
+        pass
 
 
-#: Each order of the table, kept and then broken.
-ORDER_SCENARIOS = tuple(
-    LockScenario(
-        f"{order.name}{': broken' if broken else ''}",
-        f"{order.name}; {'a second thread does it the other way round' if broken else 'two threads keep to that'}",
-        partial(_actors, order, broken=broken),
-        broken,
-    )
-    for order in ORDERS
-    for broken in (False, True)
-)
+def _make(order: Order, *, broken: bool) -> None:
+    """Make the scenario in which an order is kept, or broken, a class of this module."""
+    does = "a second thread does not keep to it: it is reported" if broken else "two threads keep to it"
+    fields = {"__module__": __name__, "__doc__": f"{order.name}; {does}.", "order": order, "broken": broken}
+    name = f"{'Broken' if broken else 'Kept'}{ORDERS.index(order)}"
+    named = scenario(order.broken_by if broken else order.scenario, instrument=(), wrong="exception" if broken else "")
+    globals()[name] = named(type(name, (_Order,), fields))
 
-#: How a vendor's module is set up: under kvm_lock, and under a lock of its own.
-MODULE_SCENARIOS = tuple(one for one in SCENARIOS if one.name.startswith("vendor-module"))
+
+for _order in ORDERS:
+    _make(_order, broken=False)
+    _make(_order, broken=True)
+
+
+class _ModuleInit:
+    """A vendor's module is loaded and somebody opens the first VM, while a CPU comes or goes.
+
+    Attributes:
+        init: The lock under which the module sets itself up.
+        validated: Whether locks check their order.
+    """
+
+    init = VENDOR_MODULE
+    validated = False
+
+    def __init__(self) -> None:
+        with nullcontext() if self.validated else unvalidated():
+            self.kvm_lock = Lock(KVM_LOCK)
+            self.init_lock = self.kvm_lock if self.init is KVM_LOCK else Lock(self.init)
+            # Fair: a reader waits behind a CPU that waits to come or go.
+            self.cpu_hotplug_lock = RwLock(CPU_HOTPLUG, fair=True)
+
+    def threads(self) -> dict[str, Callable[[], object]]:
+        return {"loader": self.load, "opener": self.open_first_vm, "hotplug": self.hotplug}
+
+    def load(self) -> None:
+        # Setting up registers callbacks for CPUs that come and go.
+        with self.init_lock, self.cpu_hotplug_lock.read():
+            pass
+
+    def open_first_vm(self) -> None:
+        with self.cpu_hotplug_lock.read(), self.kvm_lock:
+            pass
+
+    def hotplug(self) -> None:
+        with self.cpu_hotplug_lock.write():
+            pass
+
+    def check(self) -> None:
+        pass
+
+
+@scenario("mock/module-init", instrument=())
+class ModuleInit(_ModuleInit):
+    """A vendor's module is set up under a lock of its own, beside the first VM and a CPU that comes: all end."""
+
+
+@scenario("mock/module-init-wrong-kvm-lock", instrument=(), wrong="deadlock")
+class ModuleInitKvmLock(_ModuleInit):
+    """The same under kvm_lock: it waits behind the CPU, which waits for who opens a VM, who waits for kvm_lock."""
+
+    init = KVM_LOCK
+
+
+@scenario("mock/module-init-wrong-reported", instrument=(), wrong="exception")
+class ModuleInitReported(ModuleInitKvmLock):
+    """The same with locks that check their order: it is reported, whether or not they meet."""
+
+    validated = True
 
 
 class _Pair:
@@ -101,11 +170,8 @@ class _Pair:
     takes = False
 
     def __init__(self) -> None:
-        if self.validated:
+        with nullcontext() if self.validated else unvalidated():
             self.set_up()
-        else:
-            with unvalidated():
-                self.set_up()
 
     def set_up(self) -> None:
         self.hall = Hall()

@@ -219,6 +219,9 @@ class Explorer:
         self, chooser: Any, *, shared: Container[str] | None = None, observer: Observer | None = None
     ) -> Engine:
         runtime = self._world.runtime
+        # What lock validation saw in one execution must not be found in another, which would not repeat.
+        graphs = self._world.load("accel.lock_graph").__dict__
+        graphs["current"] = graphs["PROCESS"] = graphs["LockGraph"]()
         engine = Engine(
             chooser,
             shared=self._shared if shared is None else shared,
