@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import accel
-from accel import errors, hookspecs
+from accel import errors
 from accel.locks import LOCK_CLASSES
 from accel.memory.address_space import AddressSpace
 from accel.memory.dirty_sync import DirtySync
@@ -174,18 +174,6 @@ def test_accelerator_options_page_has_each_accelerator_with_its_options(referenc
         section = page.section(name)
         assert rows(section) == [option_row(option) for option in accelerator.options]
         assert all(f"Executes `{what}`" in section for what in accelerator.executes)
-
-
-# hooks.md
-
-
-def test_hooks_page_has_each_hook_with_its_signature(reference):
-    page = reference["hooks"]
-    hooks = {name: one for name, one in vars(hookspecs).items() if name.startswith("accel_")}
-    assert headings(page.text) == list(hooks)
-    for name, hook in hooks.items():
-        wanted = f"{name}{inspect.signature(hook)}".replace("'", "")
-        assert spans(page.section(name))[0] == wanted
 
 
 # errors.md

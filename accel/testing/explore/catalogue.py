@@ -10,6 +10,8 @@ import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
 
+from accel.errors import AccelError
+from accel.plugin_calls import blamed
 from accel.plugins import plugin_manager
 from accel.testing.explore.scenario import SCENARIOS, Scenario
 
@@ -17,17 +19,18 @@ _OWN = "accel.testing.scenarios"
 
 
 def all_scenarios() -> tuple[dict[str, Scenario], list[str]]:
-    """Return the scenarios by name, in order, and a line for each plugin whose scenarios cannot be imported."""
+    """Return the scenarios by name, in order, and what is wrong with those of a plugin that cannot be."""
     problems: list[str] = []
     _import_all(_OWN)
     for implementation in plugin_manager().hook.accel_register_scenarios.get_hookimpls():
         names: list[str] = []
         try:
-            implementation.function(names.append)
-            for name in names:
-                _import_all(name)
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            problems.append(f"plugin '{implementation.plugin_name}' has scenarios that fail to load: {error}")
+            with blamed(implementation.plugin_name, "accel_register_scenarios"):
+                implementation.function(*(names.append for _ in implementation.argnames))
+                for name in names:
+                    _import_all(name)
+        except AccelError as error:
+            problems.append(str(error))
     return dict(sorted(SCENARIOS.items())), problems
 
 
