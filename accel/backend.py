@@ -150,7 +150,10 @@ class Accelerator(ABC):
 
     @abstractmethod
     def probe(self) -> Availability:
-        """Return whether it can be used, with the reason; must not raise and must leave nothing open."""
+        """Return whether it can be used, with the reason; must not raise and must leave nothing open.
+
+        Called on a thread of its own and waited for, by default 5 seconds (`accel.probing`).
+        """
 
     @abstractmethod
     def create_vm(self, config: VmConfig) -> VmBackend:
