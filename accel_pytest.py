@@ -46,8 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the marker; with ``--accel``, see whether there are such accelerators and one can be used."""
     config.addinivalue_line("markers", _MARKER)
+    if config.getoption("accel"):
+        from accel.testing.choosing import given
+
+        given(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

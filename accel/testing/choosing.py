@@ -46,7 +46,8 @@ class Needs:
             can = " and ".join(sorted(claims.executes)) or "nothing"
             return f"{claims.name} executes {can}; this needs {' or '.join(sorted(self.executes))}"
         if self.vcpus > claims.max_vcpus:
-            return f"{claims.name} has up to {claims.max_vcpus} vCPU in a VM; this needs {self.vcpus}"
+            most = f"{claims.max_vcpus} vCPU{'s' if claims.max_vcpus > 1 else ''}"
+            return f"{claims.name} has up to {most} in a VM; this needs {self.vcpus}"
         return ""
 
 
@@ -65,17 +66,17 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     """Give a test each accelerator that it is to run on.
 
     Raises:
-        pytest.UsageError: An accelerator does not exist, or none of those of ``--accel`` can be used.
+        pytest.UsageError: A marker means nothing.
     """
     needs = needs_of(metafunc.definition)
-    given = _given(metafunc.config)
+    wanted = given(metafunc.config)
     named = next((one.names for one in needs if one.names), ())
-    if named and given:
-        chosen = [name for name in named if name in given]
-        reason = f"runs on {', '.join(named)}, and --accel is {', '.join(given)}"
+    if named and wanted:
+        chosen = [name for name in named if name in wanted]
+        reason = f"runs on {', '.join(named)}, and --accel is {', '.join(wanted)}"
     else:
         # Who asks for a capability and no name means all that have it.
-        chosen = list(named or given or (plugin_manager().accelerators() if needs else ()))
+        chosen = list(named or wanted or (plugin_manager().accelerators() if needs else ()))
         reason = _NOTHING_CHOSEN
     skipped = pytest.param("none", marks=pytest.mark.skip(reason=reason))
     metafunc.parametrize("accelerator_name", chosen or [skipped], indirect=True)
@@ -84,8 +85,12 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 _GIVEN = pytest.StashKey[tuple[str, ...]]()
 
 
-def _given(config: pytest.Config) -> tuple[str, ...]:
-    """Return the accelerators of ``--accel``, checked once."""
+def given(config: pytest.Config) -> tuple[str, ...]:
+    """Return the accelerators of ``--accel``, checked once.
+
+    Raises:
+        pytest.UsageError: There is no such accelerator, or none of them can be used here.
+    """
     if _GIVEN not in config.stash:
         texts: list[str] = config.getoption("accel")
         try:

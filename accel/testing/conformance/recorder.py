@@ -39,6 +39,8 @@ class Recorder:
         self._descriptor: int = config.getoption("accel_record")
         self._limit: float = config.getoption("accel_limit")
         self._end: dict[str, Any] = {}
+        # While tests run, what is written to standard error is captured.
+        self._words = os.dup(2)
 
     def _tell(self, **event: object) -> None:
         data = json.dumps(event).encode() + b"\n"
@@ -54,7 +56,7 @@ class Recorder:
         """Tell that a test begins, and how it ended."""
         self._tell(start=item.nodeid)
         self._end = {"end": item.nodeid, "outcome": "passed", "text": "", "detail": "", "seconds": 0.0}
-        faulthandler.dump_traceback_later(self._limit, exit=True)
+        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._words)
         try:
             return (yield)
         finally:

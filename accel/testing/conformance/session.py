@@ -29,6 +29,8 @@ _TIMED_OUT = "Timeout ("
 #: Words of a child that are kept.
 _LAST_WORDS = 4000
 
+#: After so many seconds, and a few times the longest wait, a test hangs in a way that no deadline of its own can end.
+HANG_SECONDS = 30.0
 #: What all others build on runs before them: where it fails, they do too.
 _FIRST = ("lifecycle", "exits", "kicks", "memory")
 
@@ -79,7 +81,7 @@ class _Session:
         self._files = [str(_FOLDER / f"test_{name}.py") for name in chosen]
         self._patience = patience
         # A test waits for a few things, one after the other.
-        self._limit = 30 + 4 * patience
+        self._limit = HANG_SECONDS + 4 * patience
         self._progress = progress
         self._tests: dict[str, dict[str, str]] = {}
         self._results: dict[str, TestResult] = {}

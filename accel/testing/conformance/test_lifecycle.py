@@ -14,6 +14,7 @@ from accel.plugins import find_accelerator, open_accelerator
 from accel.program import GuestProgram, Load, Loop, Out, Store
 from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lanes, play
+from accel.testing.conformance.look import finish
 from accel.testing.conformance.verdict import due, expect, refused
 from accel.testing.machines import MachineFactory
 
@@ -43,8 +44,13 @@ def test_lifecycle_vm_offers_what_the_probe_claims(accelerator_name: str) -> Non
         offered = vm.backend.capabilities
     expect(
         claimed == offered,
-        f"`probe` claims {sorted(claimed) or 'nothing'} and the VM offers {sorted(offered) or 'nothing'}",
+        f"`probe` claims {_names(claimed - offered)} that the VM does not offer, and the VM offers "
+        f"{_names(offered - claimed)} that `probe` does not claim",
     )
+
+
+def _names(capabilities: frozenset[Capability]) -> str:
+    return ", ".join(sorted(map(str, capabilities))) or "nothing"
 
 
 def test_lifecycle_vm_has_what_the_surface_asks_for(accelerator_name: str) -> None:
@@ -103,7 +109,7 @@ def test_lifecycle_guest_can_be_loaded_and_run_again(machine: MachineFactory, pa
     one.port(PORT)(lambda access: seen.append(access.value))
     for number in range(3):
         one.load(GuestProgram([Out(PORT, number), Out(PORT, 0x10 + number)]))
-        one.run(timeout=patience)
+        finish(one, patience)
     expect(seen == [0, 0x10, 1, 0x11, 2, 0x12], f"three programs of two writes each wrote {seen}")
 
 
