@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import unicorn
@@ -51,6 +51,7 @@ class Engine:
     Attributes:
         switch: How it is entered.
         epoch: Goes up with each change of its memory map.
+        physical_addresses: Gives a block in which addresses lead to themselves, whatever the guest's paging is.
         reading: An address at which the engine is in the middle of a device read, so that the page has to stay.
     """
 
@@ -61,6 +62,7 @@ class Engine:
         self._chunks = SortedDict()
         self._pages: dict[int, ctypes.Array[ctypes.c_uint64]] = {}
         self.epoch = 0
+        self.physical_addresses: Callable[[], AbstractContextManager[None]] | None = None
         self.reading: int | None = None
         # It ends at no address, which it would else look up at each end with whatever page tables the guest has.
         self._uc.ctl_exits_enabled(True)
@@ -106,7 +108,10 @@ class Engine:
     def unmap(self, address: int, size: int) -> None:
         """Show nothing there any more. The engine forgets translations of it, and code that came from it."""
         self._changed()
-        _check(uclib.uc_mem_unmap(self._handle, address, size))
+        # It looks for that code as if the guest were to execute there: through the guest's page tables, where it may
+        # find other memory, or a page fault that it would deliver afterwards. So these are put aside.
+        with self.physical_addresses() if self.physical_addresses is not None else nullcontext():
+            _check(uclib.uc_mem_unmap(self._handle, address, size))
 
     def map_device(self, address: int, start: int, end: int) -> None:
         """Make device pages around `address`, between `start` and `end`, where no memory is."""

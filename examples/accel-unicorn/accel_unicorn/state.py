@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from unicorn import x86_const as x86
 
-from accel.arch.x86 import X86Segment, X86State, X86Table
+from accel.arch.x86 import CR0_PG, X86Segment, X86State, X86Table
 from accel_unicorn.engine import Engine
 from accel_unicorn.layout import GENERAL, SEGMENTS, layout
 
@@ -75,6 +77,37 @@ def write_state(engine: Engine, state: X86State) -> None:
         struct.pack_into("<Q", data, where.control, state.cr0)
         struct.pack_into("<3Q", data, where.control + 16, state.cr2, state.cr3, state.cr4)
         struct.pack_into("<Q", data, where.efer, state.efer)
+
+
+def save(engine: Engine) -> bytes:
+    """Return all that the engine knows of its CPU, floating point and model-specific registers too."""
+    with engine.context() as data:
+        return bytes(data)
+
+
+def restore(engine: Engine, saved: bytes) -> None:
+    """Set what `save` gave, of this engine; it stands, and not in the middle of an instruction."""
+    with engine.edited_context() as data:
+        # What lies before the registers is about the context itself.
+        data[layout().general :] = saved[layout().general :]
+
+
+@contextmanager
+def physical_addresses(engine: Engine) -> Iterator[None]:
+    """Let addresses lead to themselves in the block, whatever the guest's paging is; anywhere the engine stands."""
+    where = layout().control
+    with engine.context() as data:
+        cr0 = struct.unpack_from("<Q", data, where)[0]
+    if not cr0 & CR0_PG:
+        yield
+        return
+    with engine.edited_context() as data:
+        struct.pack_into("<Q", data, where, cr0 & ~CR0_PG)
+    try:
+        yield
+    finally:
+        with engine.edited_context() as data:
+            struct.pack_into("<Q", data, where, cr0)
 
 
 def exception_details(engine: Engine) -> tuple[int, bool]:

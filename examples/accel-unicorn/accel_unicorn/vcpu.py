@@ -7,6 +7,7 @@ before an instruction. *Within*: it stands in a hook in the middle of an instruc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from attrs import evolve
 from unicorn import UcError
@@ -24,7 +25,15 @@ from accel_unicorn.crossing import rest_of_read
 from accel_unicorn.engine import Engine, error_text
 from accel_unicorn.guest_memory import GuestMemory
 from accel_unicorn.slots import UnicornSlots
-from accel_unicorn.state import exception_details, read_state, reset_floating_point, write_state
+from accel_unicorn.state import (
+    exception_details,
+    physical_addresses,
+    read_state,
+    reset_floating_point,
+    restore,
+    save,
+    write_state,
+)
 from accel_unicorn.switch import ATTENTION, BEGIN, FIRST, FOURTH, REPLY, SECOND, THIRD
 from accel_unicorn.turn import Turn
 
@@ -68,6 +77,7 @@ class UnicornVcpu(VcpuBackend):
         events[switch.SYSCALL] = self._system_call
         self._events = events
         self._enter = engine.switch.enter
+        engine.physical_addresses = partial(physical_addresses, engine)
         reset_floating_point(engine)
         write_state(engine, self._kept)
         self._words[BEGIN] = self._kept.rip
@@ -136,6 +146,23 @@ class UnicornVcpu(VcpuBackend):
                 self._leave_emulation()
             finally:
                 self._turn.give()
+
+    def save(self) -> bytes:
+        """Return the whole state of the CPU, for `restore` on this vCPU; nothing is left to complete."""
+        self.end()
+        return save(self.engine)
+
+    def restore(self, saved: bytes) -> None:
+        """Set what `save` gave."""
+        self.end()
+        restore(self.engine, saved)
+        self.engine.flush_code()
+        self._has_ended()
+
+    def flush_code(self) -> None:
+        """Forget the code that was translated; nothing is left to complete."""
+        self.end()
+        self.engine.flush_code()
 
     def describe(self) -> str:
         """Return what went wrong, and where the guest stands."""

@@ -65,6 +65,10 @@ class UnicornVm(VmBackend):
         """Return figures of the slots."""
         return {} if self._listener is None else self._listener.figures
 
+    def slot_map(self) -> tuple[tuple[int, int, int], ...]:
+        """Return address, size and host address of each slot, ascending; under the big lock."""
+        return tuple((slot.gpa, slot.size, slot.hva) for slot in self._slots)
+
     def host(self) -> str:
         """Return Unicorn's version."""
         return f"Unicorn {version()}"

@@ -1,0 +1,179 @@
+"""Accesses that no memory serves: their shapes, their answers, and what happens when memory changes meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+import accel
+from accel import Halt, IoIn, IoOut, MmioRead, MmioWrite
+
+HOLE = 0xE000_0000
+
+
+def mov(register: int, value: int) -> bytes:
+    """Mov r64, imm64."""
+    return bytes((0x48, 0xB8 + register)) + value.to_bytes(8, "little")
+
+
+RAX, RCX, RDX, RBX, RSP, RSI, RDI = 0, 1, 2, 3, 4, 6, 7
+HLT = b"\xf4"
+
+
+def shapes(exits):
+    found = []
+    for one in exits:
+        match one:
+            case MmioRead(address=address, size=size):
+                found.append(("r", address, size))
+            case MmioWrite(address=address, size=size, value=value):
+                found.append(("w", address, size, value))
+    return found
+
+
+def test_access_of_every_size_comes_out_whole(bench):
+    code = mov(RBX, HOLE) + mov(RAX, 0x1122_3344_5566_7788)
+    code += b"\x88\x03\x66\x89\x43\x02\x89\x43\x04\x48\x89\x43\x08"  # mov [rbx], al; [rbx+2], ax; eax; rax
+    code += b"\x8a\x0b\x66\x8b\x4b\x02\x8b\x4b\x04\x48\x8b\x4b\x08"
+    one = bench(code + HLT, mode="long64")
+    assert shapes(one.exits(0xA1A2_A3A4_A5A6_A7A8)) == [
+        ("w", HOLE, 1, 0x88),
+        ("w", HOLE + 2, 2, 0x7788),
+        ("w", HOLE + 4, 4, 0x5566_7788),
+        ("w", HOLE + 8, 8, 0x1122_3344_5566_7788),
+        ("r", HOLE, 1),
+        ("r", HOLE + 2, 2),
+        ("r", HOLE + 4, 4),
+        ("r", HOLE + 8, 8),
+    ]
+    assert one.vcpu.read_state().rcx == 0xA1A2_A3A4_A5A6_A7A8
+
+
+@pytest.mark.parametrize("offset", [0x1001, 0x1003, 0x1007])
+def test_unaligned_access_within_a_page_is_one_exit(bench, offset):
+    at = HOLE + offset
+    code = mov(RBX, at) + mov(RAX, 0x1122_3344_5566_7788) + b"\x48\x89\x03\x48\x8b\x0b\x48\x89\x03\x48\x8b\x0b" + HLT
+    one = bench(code, mode="long64")
+    pair = [("w", at, 8, 0x1122_3344_5566_7788), ("r", at, 8)]
+    assert shapes(one.exits(0x0102_0304_0506_0708)) == 2 * pair
+    assert one.vcpu.read_state().rcx == 0x0102_0304_0506_0708
+
+
+def test_access_across_two_device_pages_is_two_exits(bench):
+    at = HOLE + 0xFFD
+    code = mov(RBX, at) + mov(RAX, 0x1122_3344_5566_7788) + 2 * b"\x48\x89\x03\x48\x8b\x0b" + HLT
+    one = bench(code, mode="long64")
+    four = [("w", at, 3, 0x66_7788), ("w", at + 3, 5, 0x11_2233_4455), ("r", at, 3), ("r", at + 3, 5)]
+    assert shapes(one.exits(0x0807_0605_0403_0201)) == 2 * four
+    assert one.vcpu.read_state().rcx == 0x0504_0302_0103_0201
+
+
+def test_read_modify_write_of_a_device_is_a_read_and_a_write(bench):
+    code = mov(RBX, HOLE) + b"\xf0\x83\x03\x05" + HLT  # lock add dword [rbx], 5
+    assert shapes(bench(code, mode="long64").exits(10)) == [("r", HOLE, 4), ("w", HOLE, 4, 15)]
+
+
+def test_string_copy_between_devices_makes_each_access_once(bench):
+    code = mov(RSI, HOLE) + mov(RDI, HOLE + 0x10_0000) + mov(RCX, 3) + b"\xf3\xa5" + HLT  # rep movsd
+    one = bench(code, mode="long64")
+    assert shapes(one.exits(7)) == [
+        shape
+        for turn in range(3)
+        for shape in (("r", HOLE + 4 * turn, 4), ("w", HOLE + 0x10_0000 + 4 * turn, 4, 7))
+    ]
+    state = one.vcpu.read_state()
+    assert (state.rsi, state.rdi, state.rcx) == (HOLE + 12, HOLE + 0x10_000C, 0)
+
+
+def test_push_and_call_on_a_device_stack_write_there(bench):
+    code = mov(RSP, HOLE + 0x100) + b"\x6a\x05\xe8\x00\x00\x00\x00" + HLT  # push 5; call next
+    assert shapes(bench(code, mode="long64").exits()) == [
+        ("w", HOLE + 0xF8, 8, 5),
+        ("w", HOLE + 0xF0, 8, 0x10_0000 + 10 + 2 + 5),
+    ]
+
+
+def test_repeated_port_instructions_come_out_item_by_item(bench):
+    code = mov(RSI, 0x20_0000) + mov(RDI, 0x20_1000) + mov(RCX, 2) + mov(RDX, 0x77)
+    code += b"\xf3\x66\x6f" + mov(RCX, 2) + b"\xf3\x6c" + HLT  # rep outsw; rep insb
+    one = bench(code, mode="long64")
+    one.machine.memory.write(0x20_0000, bytes(range(1, 5)))
+    ports = [each for each in one.exits(9) if isinstance(each, IoIn | IoOut)]
+    assert [(type(each), each.port, each.size, each.count) for each in ports] == [
+        (IoOut, 0x77, 2, 1),
+        (IoOut, 0x77, 2, 1),
+        (IoIn, 0x77, 1, 1),
+        (IoIn, 0x77, 1, 1),
+    ]
+    assert [each.data for each in ports[:2]] == [b"\x01\x02", b"\x03\x04"]
+    assert one.machine.memory.read(0x20_1000, 3) == b"\x09\x09\x00"
+
+
+def test_answer_completes_the_instruction_and_nothing_more_before_state_is_read(bench):
+    code = mov(RBX, HOLE) + mov(RCX, 1) + b"\x8b\x03\xff\xc1\xff\xc1" + HLT  # mov eax, [rbx]; inc ecx twice
+    one = bench(code, mode="long64")
+    found = one.vcpu.run()
+    found.reply(0x1234)
+    state = one.vcpu.read_state()
+    assert (state.rax, state.rcx, state.rip) == (0x1234, 1, 0x10_0000 + 22)
+    assert one.vcpu.run() == Halt()
+    assert one.vcpu.read_state().rcx == 3
+
+
+def test_kick_at_an_exit_is_looked_at_after_the_access_is_complete(bench):
+    one = bench(mov(RBX, HOLE) + b"\x8b\x03\xff\xc0" + HLT, mode="long64")
+    one.vcpu.run().reply(41)
+    one.vcpu.kick()
+    assert one.vcpu.run() == accel.Interrupted()
+    assert one.vcpu.read_state().rax == 41
+    assert one.vcpu.run() == Halt()
+    assert one.vcpu.read_state().rax == 42
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first-access", "later-access"])
+def test_memory_that_changes_while_a_device_is_read_is_seen_by_the_same_instruction(bench, again):
+    """The instruction reads a device and writes RAM that moves away meanwhile: no access twice, no write to the old."""
+    code = mov(RSI, HOLE) + mov(RDI, 0x1000_0000) + (b"\x8a\x06" if again else b"") + b"\xa5" + HLT  # movsd
+    one = bench(code, mode="long64")
+    ram = accel.MemoryRegion.ram("moving", "64K")
+    one.machine.memory.add(ram, at=0x1000_0000)
+    if again:
+        one.vcpu.run().reply(0)
+    found = one.vcpu.run()
+    found.reply(0x55AA)
+    with one.machine.transaction():
+        one.machine.memory.remove(ram)
+        one.machine.memory.add(other := accel.MemoryRegion.ram("new", "64K"), at=0x1000_0000)
+    assert one.vcpu.run() == Halt()
+    assert (ram.read(0, 4), other.read(0, 2)) == (bytes(4), b"\xaa\x55")
+
+
+def test_device_that_maps_ram_over_its_neighbour_while_it_is_written_is_written_once(bench):
+    code = mov(RBX, HOLE) + b"\xc6\x03\x01\xc6\x03\x02\x8a\x83\x00\x10\x00\x00" + HLT  # write twice, read a page on
+    one = bench(code, mode="long64")
+    ram = accel.MemoryRegion.ram("window", "4K")
+    ram.write(0, b"\x77")
+    written = []
+
+    def write(offset: int, value: int, size: int) -> None:
+        written.append(value)
+        if value == 2:
+            one.machine.memory.add(ram, at=HOLE + 0x1000)
+
+    one.machine.memory.add(accel.MemoryRegion.mmio("switch", 0x1000, write=write), at=HOLE)
+    one.machine.run(timeout=20)
+    assert written == [1, 2]
+    assert one.vcpu.read_state().rax & 0xFF == 0x77
+
+
+def test_rom_keeps_its_bytes_and_tells_of_each_write(bench):
+    code = mov(RBX, 0x1000_0000) + b"\xc7\x43\x02\x01\x00\x00\x00\xc6\x03\x02\x8b\x03" + HLT
+    one = bench(code, mode="long64")
+    one.machine.memory.add(accel.MemoryRegion.rom("rom", b"romromrom", "4K"), at=0x1000_0000)
+    assert shapes(one.exits()) == [("w", 0x1000_0002, 4, 1), ("w", 0x1000_0000, 1, 2)]
+    assert one.vcpu.read_state().rax == int.from_bytes(b"romr", "little")
+
+
+def test_touching_more_unassigned_memory_than_device_pages_are_kept_for_goes_on(bench):
+    # mov al, [rbx]; add rbx, 4 MiB; dec ecx; jnz
+    code = mov(RBX, HOLE - (1 << 30)) + mov(RCX, 300) + b"\x8a\x03\x48\x81\xc3\x00\x00\x40\x00\xff\xc9\x75\xf3" + HLT
+    assert len(shapes(bench(code, mode="long64").exits(1))) == 300
