@@ -21,7 +21,7 @@ from accel.memory.address_space import AddressSpace
 from accel.memory.backing import Backing
 from accel.memory.ram_block import check_host_memory
 from accel.memory.transaction import Atomic
-from accel.plugin_calls import MachinePlugins, loaders
+from accel.plugin_calls import MachinePlugins, create_vcpus, create_vm, loaders
 from accel.plugins import open_accelerator
 from accel.program import GuestProgram
 from accel.result import RunResult
@@ -62,7 +62,7 @@ class Machine:
         self._plugins = MachinePlugins(self)
         self.accelerator = opened.name
         self.cpus = cpus
-        self.vm = opened.create_vm(irqchip=irqchip, pit=pit)
+        self.vm = create_vm(opened, irqchip=irqchip, pit=pit)
         self.memory: AddressSpace = self.vm.memory
         self.io: AddressSpace = self.vm.io
         if cpus > self.vm.backend.max_vcpus:
@@ -74,8 +74,7 @@ class Machine:
         self._devices = MachineDevices(self.vm, self)
         with self.vm.transaction():
             self._ram.show_in(self.memory)
-        for index in range(cpus):
-            self.vm.create_vcpu(index)
+        create_vcpus(self.vm, opened, cpus)
 
     @classmethod
     def create(

@@ -25,6 +25,7 @@ from accel.memory.listener import MemoryListener
 from accel.plugin_checks import described, shown
 from accel.plugin_manager import BUILTIN, PluginInfo
 from accel.plugins import BLOCK_VARIABLE, plugin_manager
+from accel.vm import OpenAccelerator, Vm
 
 if TYPE_CHECKING:
     from accel.machine import Machine
@@ -167,7 +168,25 @@ def _wrong(plugin: str, text: str) -> PluginError:
     return _problem(plugin_manager().info(plugin), f"accel_memory_listeners {text}")
 
 
-# devices and loaders
+# accelerators, devices and loaders
+
+
+def create_vm(opened: OpenAccelerator, *, irqchip: bool, pit: bool) -> Vm:
+    """Create a VM, as `OpenAccelerator.create_vm` does.
+
+    Raises:
+        PluginError: The accelerator raised something else than an AccelError, or returned what it must not.
+        AccelError: It refuses.
+    """
+    with blamed(plugin_manager().source(opened.accelerator), f"accelerator '{opened.name}'", refuses=False):
+        return opened.create_vm(irqchip=irqchip, pit=pit)
+
+
+def create_vcpus(vm: Vm, opened: OpenAccelerator, count: int) -> None:
+    """Create the vCPUs of a machine; raises as `create_vm` does."""
+    with blamed(plugin_manager().source(opened.accelerator), f"accelerator '{opened.name}'", refuses=False):
+        for index in range(count):
+            vm.create_vcpu(index)
 
 
 def create_device(kind: DeviceType, values: dict[str, object]) -> Device:

@@ -456,15 +456,57 @@ def test_probe_limit_that_is_no_time_is_a_usage_error(accelctl: Accelctl, limit:
 # errors of plugins while something runs
 
 
-def test_accelerator_that_raises_in_a_run_is_named(site: Site) -> None:
+VCPU_THAT_RAISES = """
+class ToyVcpu(accel.VcpuBackend):
+    record, io_data = memoryview(bytearray(24)).cast("Q"), memoryview(bytearray(8))
+
+    def load_program(self, program):
+        pass
+
+    def run(self):
+        raise KeyError("own")
+
+    def kick(self, thread_id):
+        pass
+
+    def close(self):
+        pass
+
+
+class ToyVm(accel.VmBackend):
+    def memory_listener(self):
+        return accel.MemoryListener()
+
+    def create_vcpu(self, index):
+        return ToyVcpu()
+
+    def close(self):
+        pass
+"""
+
+
+def run_toy(site: Site, more: str) -> tuple[str, list[str]]:
+    """Run a guest on an accelerator with this text after it; return its path, and the lines on standard error."""
     text = ACCELERATOR.replace("raise NotImplementedError", "return ToyVm()")
-    path = site.install("accel-z", "z", text + "\nclass ToyVm(accel.VmBackend):\n    pass\n")
+    path = site.install("accel-z", "z", text + more)
     (site.folder / "w.toml").write_text("format = 1\nimage = {program = [{op = 'halt'}]}\n")
     done = site.run("run", str(site.folder / "w.toml"), "--accel", "toy")
     assert done.returncode == ExitCode.HOST_FAILED
-    message, advice = done.stderr.decode().splitlines()
-    assert message.startswith(
-        "accelctl: plugin 'z' (from accel-z 1.5): raised TypeError: Can't instantiate abstract class ToyVm"
-    )
+    return str(path), done.stderr.decode().splitlines()
+
+
+def test_accelerator_that_raises_in_a_run_is_named(site: Site) -> None:
+    path, (message, advice) = run_toy(site, VCPU_THAT_RAISES)
+    assert message.startswith("accelctl: plugin 'z' (from accel-z 1.5): raised KeyError: 'own' (")
     assert f"({path}:" in message
     assert advice == "This is a bug in the plugin; ACCEL_DEBUG=1 shows where it comes from."
+
+
+def test_accelerator_that_cannot_make_a_machine_is_named(site: Site) -> None:
+    path, (message,) = run_toy(site, "\nclass ToyVm(accel.VmBackend):\n    pass\n")
+    assert message.startswith(
+        "accelctl: plugin 'z' (from accel-z 1.5): accelerator 'toy' failed: "
+        "TypeError: Can't instantiate abstract class ToyVm"
+    )
+    assert f"({path}:" in message
+    assert message.endswith("to do without it: accelctl -p no:z, or ACCEL_BLOCK_PLUGINS=z")

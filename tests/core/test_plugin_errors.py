@@ -379,6 +379,67 @@ def test_wrappers_of_hooks_are_refused_since_nobody_would_run_them() -> None:
         plugin_manager().register(Wrapper(), "bad")
 
 
+# accelerators
+
+
+class Vms(accel.VmBackend):
+    """A VM whose calls a test writes."""
+
+    def memory_listener(self):
+        return MemoryListener()
+
+    def create_vcpu(self, index):
+        raise OSError("no room")
+
+    def close(self):
+        pass
+
+
+class NoListener(Vms):
+    def memory_listener(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("create_vm", "problem"),
+    [
+        (lambda: {}["own"], "accelerator 'odd' failed: KeyError: 'own'"),
+        (lambda: None, "accelerator 'odd' failed: TypeError: create_vm returned NoneType; it must be a VmBackend"),
+        (accel.VmBackend, "accelerator 'odd' failed: TypeError: Can't instantiate abstract class VmBackend"),
+        (NoListener, "TypeError: memory_listener returned NoneType; it must be a MemoryListener"),
+        (Vms, "accelerator 'odd' failed: OSError: no room"),
+    ],
+)
+def test_accelerator_of_a_plugin_that_cannot_make_a_machine_is_named(
+    register: Register, create_vm: Callable[[], object], problem: str
+) -> None:
+    class Odd(accel.Accelerator):
+        name = "odd"
+        executes = frozenset({"program"})
+
+        def probe(self):
+            return accel.Availability(True)
+
+        def create_vm(self, config):
+            return create_vm()
+
+    class Plugin:
+        @hookimpl
+        def accel_register_accelerators(self, register):
+            register(Odd())
+
+    register(Plugin())
+    with pytest.raises(PluginError) as caught:
+        accel.Machine.create("odd", memory="1M")
+    assert_names_plugin(caught.value, problem)
+
+
+def test_accelerator_that_refuses_speaks_for_itself(register: Register) -> None:
+    with pytest.raises(CapabilityError) as caught:
+        accel.Machine.create("mock", memory="1M", irqchip=True)
+    assert "plugin" not in str(caught.value)
+
+
 # devices
 
 
