@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from accel_unicorn.snapshot import Snapshot as Snapshot
-    from accel_unicorn.snapshot import forget_code as forget_code
-    from accel_unicorn.snapshot import restore as restore
-    from accel_unicorn.snapshot import snapshot as snapshot
+    from accel_unicorn.snapshots import Snapshot as Snapshot
+    from accel_unicorn.snapshots import forget_code as forget_code
+    from accel_unicorn.snapshots import restore as restore
+    from accel_unicorn.snapshots import snapshot as snapshot
 
 __all__ = ["Snapshot", "forget_code", "restore", "snapshot"]
 
@@ -22,4 +22,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module("accel_unicorn.snapshot"), name)
+    return getattr(importlib.import_module("accel_unicorn.snapshots"), name)

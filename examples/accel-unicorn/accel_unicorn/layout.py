@@ -39,7 +39,7 @@ class Layout:
     Attributes:
         general: 16 general registers, 64 bits each.
         rip: Instruction pointer.
-        flags: RFLAGS without what the next three hold.
+        flags: RFLAGS; while the engine is inside, without what the next three hold.
         cc_source: The arithmetic flags, where `cc_operation` is `CC_FLAGS`.
         cc_operation: How they are to be computed, 32 bits.
         direction: 1, or -1 where DF is set, 32 bits.

@@ -64,7 +64,8 @@ def write_state(engine: Engine, state: X86State) -> None:
     with engine.edited_context() as data:
         struct.pack_into("<16Q", data, where.general, *(getattr(state, name) & _WORD for name in GENERAL))
         struct.pack_into("<Q", data, where.rip, state.rip & _WORD)
-        struct.pack_into("<Q", data, where.flags, state.rflags & ~(_COMPUTED_FLAGS | _DF) | 2)
+        # All of them: the engine takes them apart when it is entered, and what it made of them is for whoever asks.
+        struct.pack_into("<Q", data, where.flags, state.rflags | 2)
         struct.pack_into("<Q", data, where.cc_source, state.rflags & _COMPUTED_FLAGS)
         struct.pack_into("<I", data, where.cc_operation, _CC_FLAGS)
         struct.pack_into("<i", data, where.direction, -1 if state.rflags & _DF else 1)
