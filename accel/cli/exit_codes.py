@@ -30,7 +30,7 @@ class ExitCode(enum.IntEnum):
 
 MEANINGS = {
     ExitCode.SUCCESS: "success",
-    ExitCode.EXPECTATION_FAILED: "an expectation of the workload, of the demo, of stress or of a scenario, failed",
+    ExitCode.EXPECTATION_FAILED: "an expectation of the workload, of the demo, of stress, of a scenario or of conformance failed",
     ExitCode.USAGE: "usage error or bad input: flags, image, workload file",
     ExitCode.NO_ACCELERATOR: "no accelerator can run this here",
     ExitCode.GUEST_CRASHED: "the guest crashed",

@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from accel.cli import app, demo, list, locks, mtree, plugins, run, stress
+from accel.cli import app, conformance, demo, list, locks, mtree, plugins, run, stress
 from accel.program import _OPS
 from accel.result import Outcome
 from accel.workload import schema
@@ -58,7 +58,7 @@ def test_workload_page_lists_every_outcome() -> None:
     assert re.findall(r"`([^`]*)`", row)[1:] == [str(outcome) for outcome in Outcome]
 
 
-@pytest.mark.parametrize("command", [run.command, mtree.command, stress.command])
+@pytest.mark.parametrize("command", [run.command, mtree.command, stress.command, conformance.command])
 def test_accelctl_page_lists_every_flag(command: click.Command) -> None:
     text = sections("accelctl.md")[f"accelctl {command.name}"]
     listed = {word.split()[0] for word in first_cells(text) if word.startswith("-")}

@@ -280,6 +280,14 @@ def test_layers_plugin_entry_module_is_cheap(package: str) -> None:
     assert not {one for one in eager if one.startswith(package) and not one.endswith(".limits")}
 
 
+def test_layers_pytest_plugin_imports_nothing_of_accel_by_itself() -> None:
+    """pytest loads it in every project; what it needs is imported inside of its functions."""
+    body = ast.parse((ROOT / "accel_pytest.py").read_text()).body
+    top = "\n".join(ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom, ast.If)))
+    assert [one.target for one in imports_of("accel_pytest", top) if not one.types_only] == []
+    assert any(one.types_only for one in imports_of("accel_pytest", top))
+
+
 def test_layers_reader_sees_imports_wherever_they_are() -> None:
     text = """
 import accel.errors
