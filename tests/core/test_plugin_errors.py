@@ -482,6 +482,11 @@ def test_device_of_a_plugin_that_refuses_a_value_speaks_for_itself(register: Reg
     assert str(caught.value) == "device[0].port = 5: must be even"
 
 
+def test_device_of_nobody_s_plugin_that_fails_is_not_blamed_on_one() -> None:
+    with pytest.raises(ZeroDivisionError):
+        create_device(DeviceType("own", "not registered", (), lambda values: 1 // 0), {})
+
+
 def test_device_of_the_core_is_made_without_ado() -> None:
     kind = plugin_manager().devices()["debug-exit"]
     device = create_device(kind, {one.name: one.default for one in kind.options})

@@ -120,7 +120,7 @@ def test_accelerators_page_names_folders_with_tests(table: dict[str, dict[str, s
         folders = re.findall(r"`([^`]+)`", column["tests"])
         assert folders, name
         for folder in folders:
-            assert (ROOT / folder).is_dir(), f"{name}: there is no {folder}"
+            assert list((ROOT / folder).rglob("test_*.py")), f"{name}: {folder} has no tests"
 
 
 def test_accelerators_page_says_of_each_what_it_cannot_do(section: Any, table: dict[str, dict[str, str]]) -> None:
