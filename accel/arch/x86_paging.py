@@ -57,7 +57,8 @@ def page_tables(base: int, mappings: Iterable[tuple[int, int, int]]) -> bytes:
     """Return 4-level page tables, to lie at `base`, for `mappings`: `(virtual, physical, size)` each, writable.
 
     The top table comes first. All numbers are multiples of 4,096. How long the tables become depends on how far apart
-    the mappings lie: 4 KiB for each 2 MiB of virtual addresses with something in it, and a few more. O(pages).
+    the mappings lie: 4 KiB for each 2 MiB of virtual addresses with something in it, and a few more. With mappings
+    added at the end, no entry that was present changes. O(pages).
 
     >>> tables = page_tables(0x1000, [(0x40_0000, 0x10_0000, 0x2000), (0x7FFF_FFFF_0000, 0x20_0000, 0x1_0000)])
     >>> len(tables) // 4096

@@ -56,6 +56,14 @@ def test_page_tables_a_range_across_two_tables_maps_each_page():
     assert len(tables) == 5 * PAGE
 
 
+@given(st.lists(NUMBERS, min_size=2, max_size=12, unique=True))
+def test_page_tables_mappings_added_at_the_end_change_no_entry_that_is_present(numbers):
+    mappings = [(placed(one), at * PAGE, PAGE) for at, one in enumerate(numbers)]
+    before, after = page_tables(0x1000, mappings[:-1]), page_tables(0x1000, mappings)
+    entries = zip(struct.iter_unpack("<Q", before), struct.iter_unpack("<Q", after), strict=False)
+    assert all(old in (new, (0,)) for old, new in entries)
+
+
 @pytest.mark.parametrize(
     ("base", "mapping", "message"),
     [
