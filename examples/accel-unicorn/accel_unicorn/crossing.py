@@ -2,8 +2,8 @@
 
 Where a read begins in RAM and ends on a device page, the engine asks for a whole aligned word there and does not say
 how much of it the guest reads. The instruction does: its operand's address tells where the page border cuts it. Known
-are all forms of operands, and 64-bit ones by their REX prefix; vector loads count as 32 bits. Source: Intel SDM volume 2,
-chapter 2 (instruction format).
+are all forms of operands, and 64-bit ones by their REX prefix; vector loads count as 32 bits. Source: Intel SDM volume
+2, chapter 2 (instruction format).
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ import ctypes
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import unicorn
 from sortedcontainers import SortedDict
-from unicorn import Uc, UcError
 from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn.unicorn_py3.unicorn import Uc, uclib
+from unicorn.unicorn_py3.unicorn import UcError as UcError
 
 from accel_unicorn.switch import EPOCH, Switch, routines
 
@@ -37,12 +37,12 @@ _emu_start = ctypes.cast(uclib.uc_emu_start, ctypes.c_void_p).value
 
 def version() -> str:
     """Return Unicorn's version."""
-    return unicorn.__version__
+    return str(vars(unicorn)["__version__"])
 
 
 def error_text(error: int) -> str:
     """Return what Unicorn says about an error number."""
-    return str(UcError(error))
+    return str(_failure(error))
 
 
 class Engine:
@@ -56,7 +56,7 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._uc: Any = Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
+        self._uc: Any = cast(Any, Uc)(uc.UC_ARCH_X86, uc.UC_MODE_64)
         self._handle = self._uc._uch
         # Start → end of device pages, and what their reads are given: the control block's address and their own.
         self._chunks = SortedDict()
@@ -144,7 +144,7 @@ class Engine:
                 break
             if self._chunks[chunk] > start:
                 if self.reading is not None and chunk <= self.reading < self._chunks[chunk]:
-                    raise UcError(uc.UC_ERR_RESOURCE)
+                    raise _failure(uc.UC_ERR_RESOURCE)
                 self.unmap(chunk, self._chunks[chunk] - chunk)
                 del self._chunks[chunk], self._pages[chunk]
 
@@ -220,4 +220,8 @@ class Engine:
 
 def _check(error: int) -> None:
     if error != uc.UC_ERR_OK:
-        raise UcError(error)
+        raise _failure(error)
+
+
+def _failure(error: int) -> UcError:
+    return cast(UcError, cast(Any, UcError)(error))

@@ -52,9 +52,7 @@ class _Gate:
         return bool(self.kind & 8)
 
 
-def deliver(
-    state: X86State, vector: int, code: int, memory: GuestMemory, *, software: bool = False
-) -> X86State | None:
+def deliver(state: X86State, vector: int, code: int, memory: GuestMemory, *, software: bool = False) -> X86State | None:
     """Return the registers at the first instruction of the guest's handler; its stack is written.
 
     Args:
@@ -102,9 +100,7 @@ def _real(state: X86State, vector: int, memory: GuestMemory) -> X86State:
     return evolve(state, rsp=sp, cs=code, rip=offset, rflags=state.rflags & ~(_IF | _TF | _AC))
 
 
-def _protected(
-    state: X86State, vector: int, code: int, memory: GuestMemory, *, software: bool
-) -> X86State:
+def _protected(state: X86State, vector: int, code: int, memory: GuestMemory, *, software: bool) -> X86State:
     long = bool(state.efer & EFER_LMA)
     where = vector * 8 + 2  # as error codes name a gate
     gate = _gate(state, vector, memory, long=long)

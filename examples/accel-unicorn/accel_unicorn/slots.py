@@ -6,13 +6,12 @@ import errno
 from collections.abc import Iterator
 
 from sortedcontainers import SortedDict
-from unicorn import UcError
 
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_plan import Slot
-from accel_unicorn.engine import Engine
+from accel_unicorn.engine import Engine, UcError
 from accel_unicorn.turn import Turn
 
 #: Each slot is a region in each engine, which looks for one in a list.

@@ -29,8 +29,6 @@ _OSFXSR, _SMAP = 1 << 9, 1 << 21
 _SVME, _LMA = 1 << 12, 1 << 10
 
 
-
-
 def reset_floating_point(engine: Engine) -> None:
     """Set the x87 and SSE control registers to what they are after reset; Unicorn leaves zeros there."""
     engine.write(x86.UC_X86_REG_FPCW, 0x37F)
@@ -53,9 +51,7 @@ def read_state(engine: Engine, kept: X86State) -> X86State:
         values[name] = X86Table(base, limit)
     cr0, _, cr2, cr3, cr4 = struct.unpack_from("<5Q", data, where.control)
     efer = struct.unpack_from("<Q", data, where.efer)[0]
-    return X86State(
-        **values, cr0=cr0, cr2=cr2, cr3=cr3, cr4=cr4, efer=efer, cr8=kept.cr8, apic_base=kept.apic_base
-    )
+    return X86State(**values, cr0=cr0, cr2=cr2, cr3=cr3, cr4=cr4, efer=efer, cr8=kept.cr8, apic_base=kept.apic_base)
 
 
 def write_state(engine: Engine, state: X86State) -> None:
@@ -90,7 +86,7 @@ def restore(engine: Engine, saved: bytes) -> None:
     """Set what `save` gave, of this engine; it stands, and not in the middle of an instruction."""
     with engine.edited_context() as data:
         # What lies before the registers is about the context itself.
-        data[layout().general :] = saved[layout().general :]
+        memoryview(data).cast("B")[layout().general :] = saved[layout().general :]
 
 
 @contextmanager

@@ -47,8 +47,8 @@ _RECORD, _IO_DATA = 24, 28
 NOTED, NOTES, MAX_NOTES = 29, 32, 64
 _WORDS = NOTES + 4 * MAX_NOTES
 
-#: Events. The first two are exits as they stand, equal to `ExitKind`: a port access and a simple access to memory, whose
-#: record is filled in and which take their answer from there. Then: stopped before an instruction (its linear address);
+#: Events. The first two are exits as they stand, equal to `ExitKind`: a port access and a simple access to memory.
+#: Their record is filled in and has their answer afterwards. Then: stopped before an instruction (its linear address);
 #: read of a device page without prepared pieces (address, size); the emulation ended (error); another memory access
 #: without memory (type, address, size, value); exception (vector); system call.
 PORT, DEVICE, STOPPED, DEVICE_READ, ENDED, MEMORY, EXCEPTION, SYSCALL = range(8)

@@ -34,8 +34,8 @@ class Turn:
         self._turn = threading.Lock()
         # The control block of the vCPU inside. Set by the one that has the turn.
         self._inside: memoryview | None = None
-        # Those who wait, each for a lock of its own that is released when it gets the turn. Guarded by `_mutex`; whether
-        # it is empty is looked at without: who lines up at that moment finds out by itself, a slice later.
+        # Those who wait, each for a lock of its own that is released when it gets the turn. Guarded by `_mutex`, but
+        # looked at without whether it is empty: who lines up at that moment finds out by itself, a slice later.
         self._queue: deque[threading.Lock] = deque()
         self._mutex = threading.Lock()
 

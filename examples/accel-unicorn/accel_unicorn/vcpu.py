@@ -1,43 +1,25 @@
-"""A vCPU: enters its engine with a turn, and makes exits of what it comes out with.
-
-The engine is in one of three places. *Ended*: no emulation goes on, the next one begins at RIP. *Between*: it stands
-before an instruction. *Within*: it stands in a hook in the middle of an instruction, and wants an answer.
-"""
+"""A vCPU: enters its engine with a turn, and makes exits of what it comes out with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from attrs import evolve
-from unicorn import UcError
 from unicorn import unicorn_const as uc
-from unicorn import x86_const as x86
 
 from accel.address import PAGE_SIZE
 from accel.arch.x86 import X86State
-from accel.backend import VcpuBackend
 from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_unicorn import interrupts, switch
 from accel_unicorn.access import GO_ON, Access, Accesses
 from accel_unicorn.crossing import rest_of_read
-from accel_unicorn.engine import Engine, error_text
-from accel_unicorn.guest_memory import GuestMemory
+from accel_unicorn.engine import Engine, UcError, error_text
 from accel_unicorn.slots import UnicornSlots
-from accel_unicorn.state import (
-    exception_details,
-    physical_addresses,
-    read_state,
-    reset_floating_point,
-    restore,
-    save,
-    write_state,
-)
-from accel_unicorn.switch import ATTENTION, BEGIN, FIRST, FOURTH, REPLY, SECOND, THIRD
+from accel_unicorn.standing import BETWEEN, WITHIN, StandingVcpu
+from accel_unicorn.state import exception_details
+from accel_unicorn.switch import ATTENTION, FIRST, FOURTH, REPLY, SECOND, THIRD
 from accel_unicorn.turn import Turn
-
-_ENDED, _BETWEEN, _WITHIN = range(3)
 
 _IO, _MMIO, _HALT = int(ExitKind.IO), int(ExitKind.MMIO), int(ExitKind.HALT)
 _INTERRUPTED, _SHUTDOWN, _ERROR = int(ExitKind.INTERRUPTED), int(ExitKind.SHUTDOWN), int(ExitKind.INTERNAL_ERROR)
@@ -47,25 +29,17 @@ _NO_CODE = (uc.UC_ERR_FETCH_UNMAPPED, uc.UC_ERR_FETCH_PROT)
 _BREAKPOINT, _INVALID_OPCODE = 3, 6
 
 
-class UnicornVcpu(VcpuBackend):
+class UnicornVcpu(StandingVcpu):
     """One vCPU. Owned by the thread that runs it, but for the kick."""
 
     def __init__(self, engine: Engine, slots: UnicornSlots, turn: Turn) -> None:
-        self.engine = engine
-        self._slots = slots
-        self._turn = turn
-        self._words = engine.switch.words
+        super().__init__(engine, slots, turn)
         self._accesses = Accesses(self._words)
-        self._memory = GuestMemory(slots)
-        self.record, self.io_data = engine.switch.record, engine.switch.io_data
-        self._place = _ENDED
-        # The access that wants an answer; None for a port access.
+        # The access that wants an answer; None for one whose answer the hook finds in the record.
         self._access: Access | None = None
+        # Set by any thread, before ATTENTION; taken back by the vCPU's.
         self._kicked = False
         self._finishing = False
-        self._problem = ""
-        self._fault: int | None = None
-        self._kept = X86State()
         events: list[Callable[[], int | None]] = [self._unknown] * 8
         events[switch.ENDED] = self._ended
         events[switch.STOPPED] = self._stopped
@@ -77,10 +51,6 @@ class UnicornVcpu(VcpuBackend):
         events[switch.SYSCALL] = self._system_call
         self._events = events
         self._enter = engine.switch.enter
-        engine.physical_addresses = partial(physical_addresses, engine)
-        reset_floating_point(engine)
-        write_state(engine, self._kept)
-        self._words[BEGIN] = self._kept.rip
 
     def run(self) -> int:
         """Enter the guest until it comes out; see `VcpuBackend.run`."""
@@ -90,7 +60,7 @@ class UnicornVcpu(VcpuBackend):
                 self._answer()
             kind = self._enter()
             if kind <= _MMIO:  # an exit as it stands
-                self._place = _WITHIN
+                self._place = WITHIN
                 return kind
             return self._come_out(kind)
         except UcError as error:
@@ -113,7 +83,7 @@ class UnicornVcpu(VcpuBackend):
 
     def finish(self) -> int:
         """Complete the last exit's instruction; see `VcpuBackend.finish`."""
-        if self._place != _WITHIN:
+        if self._place != WITHIN:
             return _INTERRUPTED
         self._finishing = True
         self._words[ATTENTION] = 1
@@ -124,59 +94,6 @@ class UnicornVcpu(VcpuBackend):
             # A kick is for the next run.
             if self._kicked:
                 self._words[ATTENTION] = 1
-
-    def read_state(self) -> X86State:
-        """Return all registers."""
-        return read_state(self.engine, self._kept)
-
-    def write_state(self, state: X86State) -> None:
-        """Set all registers; what is left of the last exit's instruction is completed first, and dropped."""
-        self.end()
-        self._set(state)
-        # Whoever sets registers may have loaded other code, of which the engine knows nothing.
-        self.engine.flush_code()
-
-    def end(self) -> None:
-        """Let the emulation end between two instructions, so that the engine can be changed at will."""
-        while self.finish() != _INTERRUPTED:
-            pass
-        if self._place == _BETWEEN:
-            self._turn.take(self._words)
-            try:
-                self._leave_emulation()
-            finally:
-                self._turn.give()
-
-    def save(self) -> bytes:
-        """Return the whole state of the CPU, for `restore` on this vCPU; nothing is left to complete."""
-        self.end()
-        return save(self.engine)
-
-    def restore(self, saved: bytes) -> None:
-        """Set what `save` gave."""
-        self.end()
-        restore(self.engine, saved)
-        self.engine.flush_code()
-        self._has_ended()
-
-    def flush_code(self) -> None:
-        """Forget the code that was translated; nothing is left to complete."""
-        self.end()
-        self.engine.flush_code()
-
-    def describe(self) -> str:
-        """Return what went wrong, and where the guest stands."""
-        state = self.read_state()
-        return f"{self._problem} at RIP {state.rip:#x}, CS base {state.cs.base:#x}, CR0 {state.cr0:#x}".strip()
-
-    def fault_address(self) -> int | None:
-        """Return the guest-physical address of the fetch that failed, if the last exit is about one."""
-        return self._fault
-
-    def close(self) -> None:
-        """Release the engine."""
-        self._slots.remove(self.engine)
-        self.engine.close()
 
     # going on
 
@@ -204,23 +121,6 @@ class UnicornVcpu(VcpuBackend):
         if address is not None and self._slots.find(address) is None:
             self.engine.map_device(address, *self._slots.hole(address))
 
-    def _leave_emulation(self) -> None:
-        """From within a hook whose instruction is done with, or from between two: end the emulation, with a turn."""
-        self._words[REPLY] = 0
-        self.engine.stop()
-        if self.engine.switch.enter() != switch.ENDED:
-            raise BackendError("Unicorn", 0, "the emulation did not end where it was told to")
-        self._has_ended()
-
-    def _has_ended(self) -> None:
-        self._place = _ENDED
-        self._words[BEGIN] = self.engine.read(x86.UC_X86_REG_RIP)
-
-    def _set(self, state: X86State) -> None:
-        self._kept = state
-        write_state(self.engine, state)
-        self._words[BEGIN] = state.rip
-
     # what the engine comes out with; each returns an exit kind, or None to go on
 
     def _stopped(self) -> int | None:
@@ -229,7 +129,7 @@ class UnicornVcpu(VcpuBackend):
             return None
         words = self._words
         words[ATTENTION] = 0
-        self._place = _BETWEEN
+        self._place = BETWEEN
         if self._finishing:
             return _INTERRUPTED
         if self._kicked:
@@ -241,11 +141,11 @@ class UnicornVcpu(VcpuBackend):
         return None
 
     def _port(self) -> int | None:
-        self._place = _WITHIN
+        self._place = WITHIN
         return _IO
 
     def _device(self) -> int | None:
-        self._place = _WITHIN
+        self._place = WITHIN
         return _MMIO
 
     def _memory_access(self) -> int | None:
@@ -275,7 +175,7 @@ class UnicornVcpu(VcpuBackend):
         record[1] = found.value & (1 << 8 * found.here) - 1
         record[2] = found.here | found.write << 32
         self._access = found
-        self._place = _WITHIN
+        self._place = WITHIN
         return _MMIO
 
     def _ended(self) -> int | None:

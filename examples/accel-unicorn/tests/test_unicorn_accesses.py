@@ -76,9 +76,7 @@ def test_string_copy_between_devices_makes_each_access_once(bench):
     code = mov(RSI, HOLE) + mov(RDI, HOLE + 0x10_0000) + mov(RCX, 3) + b"\xf3\xa5" + HLT  # rep movsd
     one = bench(code, mode="long64")
     assert shapes(one.exits(7)) == [
-        shape
-        for turn in range(3)
-        for shape in (("r", HOLE + 4 * turn, 4), ("w", HOLE + 0x10_0000 + 4 * turn, 4, 7))
+        shape for turn in range(3) for shape in (("r", HOLE + 4 * turn, 4), ("w", HOLE + 0x10_0000 + 4 * turn, 4, 7))
     ]
     state = one.vcpu.read_state()
     assert (state.rsi, state.rdi, state.rcx) == (HOLE + 12, HOLE + 0x10_000C, 0)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from accel_unicorn import interrupts
 
 import accel
 from accel.arch.x86 import X86Segment, X86Table
-from accel_unicorn import interrupts
 
 HANDLER, TABLE, GDT, TSS, STACK = 0x20_0000, 0x21_0000, 0x22_0000, 0x23_0000, 0x25_0000
 
 
 def long_gate(handler: int, *, kind: int = 0xE, dpl: int = 0, stack: int = 0, selector: int = 8) -> bytes:
-    low = handler & 0xFFFF | selector << 16 | stack << 32 | (0x80 | dpl << 5 | kind) << 40 | (handler >> 16 & 0xFFFF) << 48
+    low = (
+        handler & 0xFFFF
+        | selector << 16
+        | stack << 32
+        | (0x80 | dpl << 5 | kind) << 40
+        | (handler >> 16 & 0xFFFF) << 48
+    )
     return low.to_bytes(8, "little") + (handler >> 32).to_bytes(8, "little")
 
 
 def gate32(handler: int, *, kind: int = 0xE, dpl: int = 0, selector: int = 8) -> bytes:
-    return (
-        handler & 0xFFFF | selector << 16 | (0x80 | dpl << 5 | kind) << 40 | (handler >> 16) << 48
-    ).to_bytes(8, "little")
+    return (handler & 0xFFFF | selector << 16 | (0x80 | dpl << 5 | kind) << 40 | (handler >> 16) << 48).to_bytes(
+        8, "little"
+    )
 
 
 def in_long_mode(bench, code: bytes, gates: dict[int, bytes], handler: bytes = b"\xe6\x42\xf4", **registers):
@@ -192,12 +198,12 @@ def test_int_to_a_gate_that_user_mode_may_not_use_is_a_protection_fault(bench):
 
 @pytest.mark.parametrize("mode", ["long64", "protected32", "real16"])
 def test_loop_of_exceptions_can_be_kicked(bench, mode):
-    one = bench(b"\x0f\x0b" if mode == "real16" else b"\x0f\x0b", mode=mode)
+    one = bench(b"\x0f\x0b", mode=mode)
     if mode == "real16":
         one.machine.memory.write(4 * 6, b"\x00\x7c\x00\x00")
     else:
-        one.machine.memory.write(TABLE + 16 * 6, long_gate(0x10_0000))
-        one.machine.memory.write(TABLE + 8 * 6, gate32(0x10_0000)) if mode == "protected32" else None
+        at, gate = (16 * 6, long_gate(0x10_0000)) if mode == "long64" else (8 * 6, gate32(0x10_0000))
+        one.machine.memory.write(TABLE + at, gate)
         one.vcpu.write_state(attrs.evolve(one.vcpu.read_state(), idt=X86Table(TABLE, 0xFFF)))
     run = one.machine.start()
     run.stop()

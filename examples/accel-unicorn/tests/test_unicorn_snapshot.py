@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from accel_unicorn import restore, snapshot
 
 import accel
-from accel_unicorn import restore, snapshot
 
 
 def test_snapshot_brings_back_memory_registers_and_floating_point(bench):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from accel_unicorn.engine import Engine
+from accel_unicorn.layout import GENERAL, layout
+from accel_unicorn.state import mode_bits, read_state, write_state
 from attrs import evolve, fields
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accel.arch.x86 import X86Segment, X86State, X86Table
-from accel_unicorn.engine import Engine
-from accel_unicorn.layout import GENERAL, layout
-from accel_unicorn.state import mode_bits, read_state, write_state
 
 words = st.integers(0, (1 << 64) - 1)
 flags = st.integers(0, 0xFFF).map(lambda value: value & 0xFD5 | 2)
@@ -31,8 +31,8 @@ tables = st.builds(X86Table, base=words, limit=st.integers(0, 0xFFFF))
 SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 states = st.builds(
     X86State,
-    **{name: words for name in (*GENERAL, "rip", "cr2", "cr3")},
-    **{name: segments for name in SEGMENT_NAMES},
+    **dict.fromkeys((*GENERAL, "rip", "cr2", "cr3"), words),
+    **dict.fromkeys(SEGMENT_NAMES, segments),
     rflags=flags,
     gdt=tables,
     idt=tables,

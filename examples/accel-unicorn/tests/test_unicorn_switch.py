@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import accel_unicorn.switch as switch
+import pytest
 from accel_unicorn.plugin import UnicornAccelerator
 
 SOURCE = Path(switch.__file__).with_suffix(".s")
