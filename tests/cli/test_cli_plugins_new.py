@@ -118,10 +118,10 @@ BUGS = {
         "exits",
         "out_gives_port_size",
     ),
-    "a kick is kept": ("self._kicked, kind = False", "self._kicked, kind = True", "kicks", "are_taken_back_by_the_run"),
+    "a kick is kept": ("self._kicked = False\n", "self._kicked = True\n", "kicks", "are_taken_back_by_the_run"),
     "an access across two pages": (
-        "at, count in ((address, first), ",
-        "at, count in ((address, size), ",
+        "if size > room:",
+        "if size > PAGE_SIZE:",
         "memory",
         "across",
     ),

@@ -55,18 +55,13 @@ class Vcpu(accel.VcpuBackend):
         self.record = memoryview(array("Q", (0, 0, 0)))  # what the last exit is about, as accel.exits lays it out
         self.io_data = memoryview(bytearray(8))
         self._slots, self._kicked, self._problem = slots, False, "no program is loaded"
-        self._steps: Iterator[ExitKind | None] = repeat(ExitKind.FAIL_ENTRY)
+        self._steps: Iterator[ExitKind] = repeat(ExitKind.FAIL_ENTRY)
 
     def load_program(self, program: accel.GuestProgram) -> None:
         self._steps = self._play(program)  # a generator: it stands still at each exit, amid an operation
 
     def run(self) -> int:
-        for kind in self._steps:
-            if kind is None and self._kicked:
-                self._kicked, kind = False, ExitKind.INTERRUPTED
-            if kind is not None:
-                return kind
-        return ExitKind.HALT
+        return next(self._steps, ExitKind.HALT)
 
     def kick(self, thread_id: int) -> None:
         self._kicked = True  # from any thread; it is seen before the next operation, in this run or one to come
@@ -77,13 +72,16 @@ class Vcpu(accel.VcpuBackend):
     def close(self) -> None:
         self._steps = iter(())
 
-    def _play(self, program: accel.GuestProgram) -> Iterator[ExitKind | None]:
+    def _play(self, program: accel.GuestProgram) -> Iterator[ExitKind]:
         errors = 0
         for op in program.walk():
-            yield None  # between two operations, where nothing is lost by coming out
+            while self._kicked:  # looked at between two operations, where nothing is lost by coming out
+                self._kicked = False
+                yield ExitKind.INTERRUPTED
             match op:
                 case Load(address, size, expect):
-                    errors += expect not in (None, (yield from self._access(address, size)))
+                    loaded = yield from self._access(address, size)
+                    errors += expect not in (None, loaded)
                 case Store(address, value, size):
                     yield from self._access(address, size, value)
                 case Add(address, value, size):
@@ -105,15 +103,16 @@ class Vcpu(accel.VcpuBackend):
                     yield ExitKind.IO
 
     def _access(self, address: int, size: int, value: int | None = None) -> Generator[ExitKind, None, int]:
-        """Load, or store `value`, page by page, since memory comes and goes in pages; what is no memory comes out."""
-        loaded, first = 0, min(size, PAGE_SIZE - address % PAGE_SIZE)
-        for at, count in ((address, first), (address + first, size - first)):
-            shift, mask = 8 * (at - address), (1 << 8 * count) - 1
-            part = None if value is None else value >> shift & mask
-            found = self._slots.access(at, count, part) if count else 0
-            if found is None:
-                self.record[0], self.record[1], self.record[2] = at, part or 0, count | (part is not None) << 32
-                yield ExitKind.MMIO  # a load finds its answer in the record
-                found = self.record[1] & mask
-            loaded |= found << shift
-        return loaded
+        """Load, or store `value`; what is no memory comes out."""
+        room, mask = PAGE_SIZE - address % PAGE_SIZE, (1 << 8 * size) - 1
+        if size > room:  # the rest is in the next page, which may be something else
+            low = yield from self._access(address, room, value)
+            high = yield from self._access(address + room, size - room, None if value is None else value >> 8 * room)
+            return low | high << 8 * room
+        found = self._slots.access(address, size, value)
+        if found is None:
+            self.record[0], self.record[1] = address, (value or 0) & mask
+            self.record[2] = size | (value is not None) << 32
+            yield ExitKind.MMIO
+            found = self.record[1] & mask  # a load finds its answer in the record
+        return found
