@@ -11,7 +11,7 @@ import pytest
 from attrs import field, frozen, validators
 
 from accel.errors import UsageError
-from accel.plugins import find_accelerator, parse_accelerators, plugin_manager
+from accel.plugins import find_accelerator, parse_accelerators, plugin_manager, probe_all
 from accel.testing.claims import Claims, claims_of
 
 _NOTHING_CHOSEN = "no accelerator is chosen; give --accel NAME, or mark the test with accelerators(NAME)"
@@ -95,13 +95,11 @@ def given(config: pytest.Config) -> tuple[str, ...]:
         texts: list[str] = config.getoption("accel")
         try:
             names = parse_accelerators(",".join(texts)) if texts else ()
-            for name in names:
-                find_accelerator(name)
-            problems = {name: claims_of(name).problem for name in names}
+            answers = probe_all([find_accelerator(name) for name in names])
         except UsageError as error:
             raise pytest.UsageError(f"--accel: {error}") from error
-        if problems and all(problems.values()):
-            reasons = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        if names and not any(answer.ok for answer in answers):
+            reasons = "; ".join(f"{name}: {answer.reason}" for name, answer in zip(names, answers, strict=True))
             raise pytest.UsageError(f"--accel: none of these can be used here: {reasons}")
         config.stash[_GIVEN] = names
     return config.stash[_GIVEN]

@@ -296,6 +296,10 @@ def crash(vcpu: Any, vm: Any) -> None:
     vcpu.describe = lambda: os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def crash_of_vm(vm: Any) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def keep_the_interpreter(vcpu: Any, vm: Any) -> None:
     vcpu.describe = lambda: ctypes.PyDLL(None).sleep(1000)
 
@@ -349,6 +353,7 @@ FAULTS = {
     "queuereversed": Fault(queue_reversed),
     "doorbellforall": Fault(doorbell_rings_for_all),
     "crashes": Fault(vcpu=crash),
+    "vmcrashes": Fault(crash_of_vm),
     "keepsinterpreter": Fault(vcpu=keep_the_interpreter),
 }
 

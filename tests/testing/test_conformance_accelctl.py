@@ -18,12 +18,20 @@ GROUPS = {
     *("lifecycle", "exits", "kicks", "memory", "slots", "readonly", "dirty_log"),
     *("atomic", "errors", "leaks", "threads", "extras", "x86"),
 }
+#: What each of them does not claim.
+SKIPPED = {
+    "mock": "mock executes program; this needs x86",
+    "kvm": "kvm does not claim kick-all-vcpus",
+    "unicorn": "unicorn does not claim dirty-log",
+}
 
 
-@pytest.mark.parametrize("accelerator", ["mock", pytest.param("kvm", marks=pytest.mark.kvm)])
+@pytest.mark.parametrize("accelerator", ["mock", pytest.param("kvm", marks=pytest.mark.kvm), "unicorn"])
 def test_conformance_of_the_projects_accelerators_passes_and_writes_junit(
     check: Process, tmp_path: Path, accelerator: str
 ) -> None:
+    if accelerator == "unicorn":
+        pytest.importorskip("accel_unicorn", reason="examples/accel-unicorn is not installed")
     junit = tmp_path / "results.xml"
     done = check(accelerator, "--junit", junit)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -34,8 +42,7 @@ def test_conformance_of_the_projects_accelerators_passes_and_writes_junit(
     assert sum(int(suite.get("tests", "0")) for suite in suites) == len(list(suites.iter("testcase"))) > 200
     assert not list(suites.iter("failure"))
     reasons = {str(one.get("message")) for one in suites.iter("skipped")}
-    expected = "mock executes program; this needs x86" if accelerator == "mock" else "kvm does not claim kick-all-vcpus"
-    assert expected in reasons
+    assert SKIPPED[accelerator] in reasons
 
 
 def test_conformance_failure_says_what_it_did_and_the_rule(check: Process, tmp_path: Path) -> None:
@@ -97,6 +104,19 @@ def test_conformance_of_what_crashes_names_the_signal_and_goes_on(check: Process
     assert failed["name"] == "fetch_from_a_hole_is_a_failure_that_is_described"
     assert failed["text"] == "crashed the process: SIGSEGV"
     assert sum(one["outcome"] == "passed" for one in tests) == len(tests) - 1 > 20
+
+
+def test_conformance_gives_up_after_many_deaths_and_says_so(python: Process) -> None:
+    script = (
+        "from accel.testing.conformance import session\n"
+        "session.MOST_DEATHS = 2\n"
+        "report = session.run('vmcrashes', ['lifecycle'])\n"
+        "print(len(report.all('passed')), *(one.text for one in report.all('failed')), sep='\\n')\n"
+    )
+    passed, *texts = python("-c", script).stdout.splitlines()
+    assert (passed, texts[:2]) == ("0", ["crashed the process: SIGSEGV"] * 2)
+    assert len(texts) == 12
+    assert all(text.startswith("was not tried: 2 tests before had ended their process") for text in texts[2:])
 
 
 def test_conformance_of_what_keeps_the_interpreter_for_itself_is_ended_and_goes_on(

@@ -86,4 +86,4 @@ def test_planted_faults_are_all_looked_for() -> None:
     planted = set(source.partition("\nFAULTS = {")[2].partition("\n}\n")[0].replace('"', "").split())
     names = {word.removesuffix(":") for word in planted if word.endswith(":")}
     # Those that end or stop the process have tests of their own.
-    assert names == {*CAUGHT, "soundmock", "kickignored", "crashes", "keepsinterpreter"}
+    assert names == {*CAUGHT, "soundmock", "kickignored", "crashes", "vmcrashes", "keepsinterpreter"}
