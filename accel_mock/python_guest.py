@@ -12,7 +12,8 @@ from typing import TypeAlias
 from accel.errors import CapabilityError, ProgramError
 from accel.exits import ExitKind, pack_io
 from accel.program import GuestProgram, In, Load, Loop, Op
-from accel_mock.steps import ITEM, compile_ops, parts_of, read_parts
+from accel_mock.emulator import parts_of, read_parts
+from accel_mock.steps import ITEM, compile_ops
 from accel_mock.vcpu import EXIT, MockVcpu, Step
 
 #: What a test writes: called once for each vCPU that it is loaded into.

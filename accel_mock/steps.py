@@ -1,9 +1,9 @@
 """Compiles a guest program into steps: one closure an operation, bound to the vCPU that runs it.
 
-Each step tries the direct way, memory in a slot, and is otherwise an access: a generator that yields the kind
-of each exit it needs and goes on when the vCPU is entered again, with the answer in the exit record. So what
-KVM's emulator does to an operation without memory, a read exit, then a write exit for a read-modify-write, or
-an exit for each page that it touches, is written down in the order in which it happens.
+Each step tries the direct way, memory in a slot, and is otherwise an access: a generator that yields the kind of each
+exit it needs and goes on when the vCPU is entered again, with the answer in the exit record (`accel_mock.emulator`). So
+what KVM's emulator does to an operation without memory, a read exit, then a write exit for a read-modify-write, or an
+exit for each page that it touches, is written down in the order in which it happens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, runtime_checkable
 
-from accel.address import PAGE_SIZE
 from accel.exits import ExitKind, pack_io
 from accel.program import (
     RETURN_BYTE,
@@ -27,13 +26,13 @@ from accel.program import (
     Out,
     Store,
 )
+from accel_mock.emulator import is_answered, parts_of, read_parts, write_parts
 from accel_mock.vcpu import EXIT, MockVcpu, Step
 
 #: Little-endian, as the guest is; on little-endian hosts one copy of the whole item, so nobody sees half of it.
 ITEM = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: struct.Struct("<Q")}
 
 _IO = int(ExitKind.IO)
-_MMIO = int(ExitKind.MMIO)
 _HALT = int(ExitKind.HALT)
 
 
@@ -163,13 +162,13 @@ def _store(vcpu: MockVcpu, place: int, op: Store) -> Step:
     def step() -> int:
         found = writable.get(address) or vcpu.find_to_write(address)
         if not found:
-            return vcpu.start_access(_write(vcpu, parts, value), place) if found is None else place
+            return vcpu.start_access(write_parts(vcpu, parts, value), place) if found is None else place
         memory, offset = found
         with bus:
             pack(memory, offset, value)
         return after
 
-    return step if len(parts) == 1 else lambda: vcpu.start_access(_write(vcpu, parts, value), place)
+    return step if len(parts) == 1 else lambda: vcpu.start_access(write_parts(vcpu, parts, value), place)
 
 
 def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
@@ -181,7 +180,7 @@ def _add(vcpu: MockVcpu, place: int, op: Add) -> Step:
     def access() -> Generator[int, None, None]:
         # As KVM's emulator does it: a read and a write, and nothing that joins them.
         old = yield from read_parts(vcpu, parts)
-        yield from _write(vcpu, parts, old + value)
+        yield from write_parts(vcpu, parts, old + value)
 
     def step() -> int:
         found = writable.get(address) or vcpu.find_to_write(address)
@@ -212,38 +211,6 @@ def _fetch(vcpu: MockVcpu, place: int, op: Fetch) -> Step:
         return after
 
     return step
-
-
-def parts_of(address: int, size: int) -> list[tuple[int, int]]:
-    """Return `(address, size)` of the part in each page."""
-    first = min(size, PAGE_SIZE - address % PAGE_SIZE)
-    return [(address, first)] if first == size else [(address, first), (address + first, size - first)]
-
-
-def read_parts(vcpu: MockVcpu, parts: list[tuple[int, int]]) -> Generator[int, None, int]:
-    """Read the parts of an item, each from memory or by an exit; return the item."""
-    value = shift = 0
-    for address, size in parts:
-        data = vcpu.read_through_slots(address, size)
-        if data is None:
-            vcpu.record[0], vcpu.record[2] = address, size
-            yield _MMIO
-            part = vcpu.record[1] & (1 << 8 * size) - 1
-        else:
-            part = int.from_bytes(data, "little")
-        value |= part << shift
-        shift += 8 * size
-    return value
-
-
-def _write(vcpu: MockVcpu, parts: list[tuple[int, int]], value: int) -> Generator[int, None, None]:
-    for address, size in parts:
-        part = value & (1 << 8 * size) - 1
-        value >>= 8 * size
-        data = part.to_bytes(size, "little")
-        if not vcpu.write_through_slots(address, data) and not vcpu.is_answered(address, data, is_port=False):
-            vcpu.record[0], vcpu.record[1], vcpu.record[2] = address, part, size | 1 << 32
-            yield _MMIO
 
 
 # ports
@@ -279,7 +246,7 @@ def _out(vcpu: MockVcpu, place: int, op: Out) -> Step:
 
     def access() -> Generator[int, None, None]:
         written = data()
-        if not vcpu.is_answered(port, written, is_port=True):
+        if not is_answered(vcpu, port, written, is_port=True):
             vcpu.record[0] = word
             vcpu.io_data[:size] = written
             yield _IO

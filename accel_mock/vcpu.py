@@ -5,7 +5,8 @@ and looks at one flag between two. An operation that exits stays where it is: as
 at the next `run`, before the guest goes on, and a kick is looked at after that.
 
 The vCPU's TLB is two dicts, of translations for reading and for writing. A write translation is one for which the
-memslot's log has been told, if it has one. What is not there is a page fault (`accel_mock.kvm.mmu`).
+memslot's log has been told, if it has one. What is not there it walks the shadow page table for, and what is not there
+either is a page fault (`accel_mock.kvm.mmu`), for which it is outside of the guest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from accel import turns
-from accel.address import PAGE_SIZE
 from accel.backend import VcpuBackend
 from accel.exits import ExitKind
 from accel.program import GuestProgram
@@ -26,8 +26,9 @@ from accel_mock.doorbells import MockDoorbells
 from accel_mock.faults import Lateness, VcpuFaults
 from accel_mock.kvm.dirty_ring import DirtyRing
 from accel_mock.kvm.memslots import MemSlots
-from accel_mock.kvm.mmu import Fault, Place
+from accel_mock.kvm.mmu import Fault
 from accel_mock.kvm.running import HANDOVER_SECONDS, Running
+from accel_mock.kvm.spte import Place
 
 #: Executes the operation at one place; returns the place to go on at, or `EXIT` minus the kind of an exit.
 Step = Callable[[], int]
@@ -51,6 +52,8 @@ class MockVcpu(VcpuBackend):
         writable: The same for writing.
         name: For messages.
         attention: Set by any thread to have the vCPU look for kicks and requests before its next operation.
+        memslots: What it uses.
+        running: Who else does.
         ring: Where coalesced writes go.
         doorbells: What some writes ring instead.
         dirty_ring: Where it notes the pages that it writes, if not in the slots' logs.
@@ -79,8 +82,8 @@ class MockVcpu(VcpuBackend):
         self.bus = bus
         self.errors = 0
         self.counters: list[int] = []
-        self._memslots = memslots
-        self._running = running
+        self.memslots = memslots
+        self.running = running
         self._kicked = False
         self._woken = Wakeup()
         self._steps: list[Step] = [self._nothing_loaded]
@@ -107,7 +110,7 @@ class MockVcpu(VcpuBackend):
         """Run the program until it comes out; see `VcpuBackend.run`."""
         if self._faults is not None:
             self._late = self._faults.enter()
-        while not self._running.enter(self):
+        while not self.running.enter(self):
             # All are kicked, and the entry returned at once. To try again and again until they are resumed would be
             # right and a waste: who resumes them wakes those who wait, as does a kick.
             if self._kicked:
@@ -115,11 +118,11 @@ class MockVcpu(VcpuBackend):
                 return ExitKind.INTERRUPTED
             self._woken.wait()
         try:
-            self._look_at_ring()
+            self.look_at_ring()
             kind = self._complete()
             return self._execute() if kind is None else kind
         finally:
-            self._running.leave(self)
+            self.running.leave(self)
 
     def _execute(self) -> int:
         steps, place = self._steps, self._place
@@ -127,20 +130,22 @@ class MockVcpu(VcpuBackend):
             if self.attention:
                 # Cleared before looking, so that what comes after the look sets it again.
                 self.attention = False
-                if self._kicked or self._running.stopped:
+                if self._kicked or self.running.stopped:
                     self._place = place
                     return self._come_out() if self._late is None else self._stay(self._late)
                 if self.dirty_ring is not None and self.dirty_ring.is_full:
                     self._place = place
                     return _DIRTY_RING_FULL
-                heard = self._running.hear(self)
+                heard = self.running.hear(self)
                 for _ in range(_STEPS_AT_LEAST):
                     following = steps[place]()
                     if following < 0:
                         self._place = place
                         return EXIT - following
                     place = following
-                self._running.has_worked(self, heard)
+                    if self.dirty_ring is not None and self.dirty_ring.is_full:
+                        break
+                self.running.has_worked(self, heard)
                 continue
             following = steps[place]()
             if following < 0:
@@ -166,7 +171,7 @@ class MockVcpu(VcpuBackend):
                     exit_kind = EXIT - following
             if self.attention:
                 self.attention = False
-                self._running.has_worked(self, self._running.hear(self))
+                self.running.has_worked(self, self.running.hear(self))
             # The GIL is for those who wait for it.
             time.sleep(HANDOVER_SECONDS)
         if exit_kind is None:
@@ -187,14 +192,14 @@ class MockVcpu(VcpuBackend):
 
     def finish(self) -> int:
         """Complete the last exit's access; see `VcpuBackend.finish`."""
-        while not self._running.enter(self):
+        while not self.running.enter(self):
             # No kick ends this: what is left of the access has to be done.
             self._woken.wait()
         try:
             kind = self._complete()
             return ExitKind.INTERRUPTED if kind is None else kind
         finally:
-            self._running.leave(self)
+            self.running.leave(self)
 
     def _complete(self) -> int | None:
         """Go on with the access that exited; return its next exit, or None once it is complete."""
@@ -219,7 +224,7 @@ class MockVcpu(VcpuBackend):
         self._steps = []
         self._access = None
         self.drop_tlb()
-        self._running.forget(self)
+        self.running.forget(self)
 
     def drop_tlb(self) -> None:
         """Forget all translations; on the vCPU's thread."""
@@ -230,76 +235,43 @@ class MockVcpu(VcpuBackend):
 
     def find_to_read(self, address: int) -> Place | tuple[()] | None:
         """Return where the byte at `address` lies, with all up to its page's end; None in a hole, or `AGAIN`."""
-        found = self._memslots.mmu.fault(address, write=False)
-        if isinstance(found, tuple):
+        found = self._find(address, write=False)
+        if found:
             self.readable[address] = found
-            return found
-        return self._not_found(found)
+        return found
 
     def find_to_write(self, address: int) -> Place | tuple[()] | None:
         """Return the same for writing; None in a read-only slot too."""
-        found = self._memslots.mmu.fault(address, write=True, ring=self.dirty_ring)
-        if isinstance(found, tuple):
+        found = self._find(address, write=True)
+        if found:
             self.writable[address] = found
-            self._look_at_ring()
-            return found
-        return self._not_found(found)
+        return found
 
-    def _not_found(self, fault: Fault) -> tuple[()] | None:
+    def _find(self, address: int, *, write: bool) -> Place | tuple[()] | None:
+        """Walk the shadow page table as the processor does; after a page fault, which KVM handles, once more."""
+        mmu = self.memslots.mmu
+        found = mmu.walk(address, write=write)
+        if found is not None:
+            return found
+        self.running.leave_guest(self)
+        try:
+            fault = mmu.fault(address, write=write, ring=self.dirty_ring)
+        finally:
+            self.running.enter_guest(self)
         if fault is Fault.MMIO:
             return None
-        # Whoever changes memory needs the GIL to go on.
-        time.sleep(HANDOVER_SECONDS)
-        return AGAIN
+        if write:
+            self.look_at_ring()
+        if fault is Fault.RETRY:
+            # Whoever changes memory needs the GIL to go on.
+            time.sleep(HANDOVER_SECONDS)
+            return AGAIN
+        return mmu.walk(address, write=write) or AGAIN
 
-    def read_through_slots(self, address: int, size: int) -> bytes | None:
-        """Return what KVM's emulator reads at `address`, within one page; None where no memory is. It uses no TLB."""
-        while True:
-            with self._memslots.srcu.read():
-                slot = self._memslots.table.find(address)
-                if slot is None:
-                    return None
-                if not slot.invalid:
-                    offset = address - slot.slot.gpa
-                    return bytes(slot.bytes[offset : offset + size])
-            self._let_change()
-
-    def write_through_slots(self, address: int, data: bytes) -> bool:
-        """Write as KVM's emulator does, within one page; return False where it cannot be written."""
-        while True:
-            with self._memslots.srcu.read():
-                slot = self._memslots.table.find(address)
-                if slot is None or slot.slot.readonly:
-                    return False
-                if not slot.invalid:
-                    offset = address - slot.slot.gpa
-                    with self.bus:
-                        slot.bytes[offset : offset + len(data)] = data
-                    # Noted after it is written, or a log that is taken in between would have the page for the last time
-                    # without these bytes.
-                    self._memslots.mmu.mark_dirty(slot, address // PAGE_SIZE, self.dirty_ring)
-                    self._look_at_ring()
-                    return True
-            self._let_change()
-
-    def _look_at_ring(self) -> None:
+    def look_at_ring(self) -> None:
         """Come out before the next operation if the dirty ring is full."""
         if self.dirty_ring is not None and self.dirty_ring.is_full:
             self.attention = True
-
-    def _let_change(self) -> None:
-        """Let a slot that is invalid go, in the middle of an operation that cannot begin anew.
-
-        KVM's emulator takes an invalid slot for a hole. That shows what goes a moment too early, and would show a list
-        of changes by halves, so here it waits.
-        """
-        self._running.hear(self)
-        time.sleep(HANDOVER_SECONDS)
-
-    def is_answered(self, address: int, data: bytes, *, is_port: bool) -> bool:
-        """Return whether a write that reaches no memory needs no exit: it rang a doorbell, or is in the ring now."""
-        ring, doorbells = self.ring, self.doorbells
-        return doorbells.ring(address, data, is_port=is_port) or ring.push(address, data, is_port=is_port)
 
     def start_access(self, access: Iterator[int], place: int) -> int:
         """Begin an access that may exit; return the place after `place`, or the exit, as a `Step` does."""

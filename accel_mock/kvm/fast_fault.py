@@ -17,11 +17,8 @@ from collections.abc import Callable
 
 from accel_mock.kvm.host_pages import HostPages
 from accel_mock.kvm.spte import (
-    ACCESSED,
-    DIRTY,
     HOST_WRITABLE,
     MMU_WRITABLE,
-    NO_AD,
     PRESENT,
     WRITABLE,
     Spte,
@@ -68,7 +65,7 @@ class FastPath:
         new = restored(old) if is_tracked(old) else old
         if write and new & PRESENT and new & self.needs == self.needs:
             new |= WRITABLE
-        return new if new & NO_AD else new | ACCESSED | (DIRTY if write else 0)
+        return new
 
     def put(self, spte: Spte, old: int, new: int) -> bool:
         """Write `new` if the entry is still `old`; return whether it was."""

@@ -3,8 +3,9 @@
 A vCPU's TLB is its own (`accel_mock.vcpu`). What is not in it, the processor walks the shadow page table for, and looks
 at nothing else: an entry that is there and allows the access is used, whatever became of the memslot. Otherwise there
 is a page fault. The memslot is looked up; an entry that only lacks a bit is repaired without the MMU lock
-(`accel_mock.kvm.fast_fault`); or else the host's page is looked up and an entry is made under the lock. The processor's
-walk after that is the same step: the entry is written with Accessed and Dirty as the access sets them.
+(`accel_mock.kvm.fast_fault`); or else the host's page is looked up and an entry is made under the lock. Then the vCPU
+goes back to the guest and walks again. Meanwhile it was outside, where no flush of TLBs waits for it: what a fault has
+found may be gone by then.
 
 Each shadow page holds the entries of 2 MiB of guest memory. It has the generation in which it was made, so that all of
 them can be made obsolete by one number (`accel_mock.kvm.zap`). The reverse map finds entries by the guest page
@@ -40,6 +41,7 @@ from accel_mock.kvm.spte import (
     NO_AD,
     PRESENT,
     WRITABLE,
+    Place,
     Spte,
     pfn_of,
     spte_word,
@@ -47,7 +49,6 @@ from accel_mock.kvm.spte import (
     was_accessed,
     was_written,
 )
-from accel_mock.kvm.spte import Place as Place
 from accel_mock.kvm.zap import FastInvalidate, ShadowPage, ZapStrategy
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ _ENTRIES_SHIFT = 9
 
 
 class Fault(enum.Enum):
-    """What comes of a page fault that found no byte."""
+    """What comes of a page fault."""
 
     MMIO = "mmio"
     """KVM's emulator makes the access: no memory is there for it, or KVM has to see each write."""
     RETRY = "retry"
     """Something changed meanwhile, or is about to: the vCPU tries again."""
+    FIXED = "fixed"
+    """The entry allowed the access when it was looked at or made; by the time the vCPU walks, it may not any more."""
 
 
 class ShadowMmu:
@@ -114,29 +117,36 @@ class ShadowMmu:
         self._memslots = memslots
         self._running = running
 
-    # page faults, on vCPU threads
+    # on vCPU threads
 
-    def fault(self, address: int, *, write: bool, ring: DirtyRing | None = None) -> Place | Fault:
-        """Return where the byte at `address` lies, good up to the end of its page, or what to do instead.
+    def walk(self, address: int, *, write: bool) -> Place | None:
+        """Return where the byte at `address` lies, good up to the end of its page; None is a page fault.
+
+        As a processor does: it looks at no memslot, and sets Accessed and Dirty.
+        """
+        spte = self.entry(address >> _PAGE_SHIFT)
+        if spte is None or not spte.walk(write=write) or spte.page is None:
+            return None
+        data, offset = spte.page
+        return data, offset + address % PAGE_SIZE
+
+    def fault(self, address: int, *, write: bool, ring: DirtyRing | None = None) -> Fault:
+        """Handle a page fault of an access to `address`; return what the vCPU does next.
 
         A page that is written is noted in `ring`, the vCPU's, if there is one.
         """
         gfn = address >> _PAGE_SHIFT
-        spte = self.entry(gfn)
-        if spte is None or not spte.walk(write=write):
-            memslots = self._memslots
-            with memslots.srcu.read():
-                slot = memslots.table.find(address)
-                if slot is None or (write and (slot.slot.readonly or gfn in self.watched)):
-                    return Fault.MMIO
-                if slot.invalid:
-                    return Fault.RETRY
-                if spte is None or not self._fix(spte, slot, ring, write=write):
-                    spte = self._make(slot, gfn, ring, write=write)
-        if spte is None or spte.page is None:
-            return Fault.RETRY
-        data, offset = spte.page
-        return data, offset + address % PAGE_SIZE
+        memslots = self._memslots
+        with memslots.srcu.read():
+            slot = memslots.table.find(address)
+            if slot is None or (write and (slot.slot.readonly or gfn in self.watched)):
+                return Fault.MMIO
+            if slot.invalid:
+                return Fault.RETRY
+            spte = self.entry(gfn)
+            if spte is not None and self._fix(spte, slot, ring, write=write):
+                return Fault.FIXED
+            return self._make(slot, gfn, ring, write=write)
 
     def entry(self, gfn: int) -> Spte | None:
         """Return the entry of a guest page, if there is one that is not obsolete."""
@@ -146,8 +156,8 @@ class ShadowMmu:
     def _fix(self, spte: Spte, slot: MemSlot, ring: DirtyRing | None, *, write: bool) -> bool:
         return self.fast.fix(spte, write=write, written=lambda: self.mark_dirty(slot, spte.gfn, ring))
 
-    def _make(self, slot: MemSlot, gfn: int, ring: DirtyRing | None, *, write: bool) -> Spte | None:
-        """Make and return the entry of a guest page; None if the host's page is on its way out, or KVM watches now."""
+    def _make(self, slot: MemSlot, gfn: int, ring: DirtyRing | None, *, write: bool) -> Fault:
+        """Make the entry of a guest page, unless the host's page is on its way out, or KVM watches now."""
         hva = slot.slot.hva + (gfn << _PAGE_SHIFT) - slot.slot.gpa
         sequence = self._memslots.notifiers.sequence
         host_page = self.host.fault_in(hva >> _PAGE_SHIFT, write=write)
@@ -156,7 +166,7 @@ class ShadowMmu:
             self._want(-1)
             word = self.new_word(slot, gfn, host_page, write=write)
             if self._memslots.notifiers.retry(sequence, hva) or (write and not word & WRITABLE):
-                return None
+                return Fault.RETRY
             key = self.generation, gfn >> _ENTRIES_SHIFT
             page = self.pages.get(key)
             if page is None:
@@ -168,7 +178,7 @@ class ShadowMmu:
             self.rmap.add(made)
             if write:
                 self.mark_dirty(slot, gfn, ring)
-        return made
+        return Fault.FIXED
 
     @atomically
     def _want(self, by: int) -> None:

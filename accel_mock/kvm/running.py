@@ -1,7 +1,8 @@
 """The vCPUs that run the guest, and waits for them: until their TLBs are empty, they have gone on, or all are out.
 
-In KVM a remote TLB flush interrupts the processors that run vCPUs and waits until they have seen it. Here a vCPU looks
-for requests between two operations. It needs no lock for that which who waits holds, so the waits end.
+In KVM a remote TLB flush interrupts the processors that are in a guest and waits until they have seen it; a vCPU that
+is in KVM, for a page fault, finds the request on its way back. Here a vCPU looks for requests between two operations.
+It needs no lock for that which who waits holds, so the waits end.
 
 Kicking all follows KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS as they were proposed ("KVM: API to block
 and resume all running vcpus in a vm"): a vCPU that runs comes out, and one that wants to run until all are resumed is
@@ -52,12 +53,13 @@ class Running:
     def __init__(self) -> None:
         self.stopped = False
         self._changed = threading.Condition()
-        # Requests made so far; and of each vCPU inside, those that it has heard of, and since which it has worked.
+        # Requests made so far; and the last of them that empties TLBs.
         self._requests = 0
-        # The last of them that empties TLBs.
         self._flush = 0
-        self._heard: dict[RunningVcpu, int] = {}
+        # Of each vCPU that runs, the request since which it has worked; and of those in the guest, not handling a page
+        # fault, the last that it has heard of.
         self._worked: dict[RunningVcpu, int] = {}
+        self._heard: dict[RunningVcpu, int] = {}
         # vCPUs outside: up to which request their TLB is right; and those that were sent back since all were kicked.
         self._left: dict[RunningVcpu, int] = {}
         self._sent_back: dict[RunningVcpu, None] = {}
@@ -69,7 +71,7 @@ class Running:
     # who asks
 
     def flush(self) -> None:
-        """Have every vCPU that runs drop its TLB, and wait until all have; those outside do when they come."""
+        """Have every vCPU in the guest drop its TLB, and wait until all have; those outside do when they come."""
         with self._changed:
             self._flush = self._requests + 1
             self._ask(self._heard)
@@ -89,11 +91,11 @@ class Running:
             if self._owed:
                 self._let_owed_work(min(timeout, _FAIRNESS_SECONDS))
             self.stopped = True
-            for vcpu in self._heard:
+            for vcpu in self._worked:
                 vcpu.attention = True
                 self._owed[vcpu] = None
-            self._wait(lambda: not self._heard, timeout)
-            inside = tuple(self._heard)
+            self._wait(lambda: not self._worked, timeout)
+            inside = tuple(self._worked)
         if inside:
             self.resume_all()
         return inside
@@ -134,7 +136,7 @@ class Running:
     @property
     def any(self) -> bool:
         """Whether a vCPU runs."""
-        return bool(self._heard)
+        return bool(self._worked)
 
     # vCPUs, each on its thread
 
@@ -159,6 +161,19 @@ class Running:
             if not self.stopped:
                 self._owed.pop(vcpu, None)
             self._tell()
+
+    def leave_guest(self, vcpu: RunningVcpu) -> None:
+        """Go on to run, but outside of the guest, for a page fault: it uses no TLB, so no flush waits for it."""
+        with self._changed:
+            self._left[vcpu] = self._heard.pop(vcpu)
+            self._tell()
+
+    def enter_guest(self, vcpu: RunningVcpu) -> None:
+        """Go back, with the TLB as it was left or empty if it was to be flushed meanwhile."""
+        with self._changed:
+            if self._left.pop(vcpu) < self._flush:
+                vcpu.drop_tlb()
+            self._heard[vcpu] = self._requests
 
     def hear(self, vcpu: RunningVcpu) -> int:
         """Do what was asked; return the request up to which it has been."""

@@ -19,7 +19,7 @@ from accel_mock.kvm.running import HANDOVER_SECONDS
 from accel_mock.scenarios.hall import LOW, MODEL, OLD, PROMPT, Hall, logged, slot_of
 
 #: As proposed: the kick waits for as long as it takes.
-_NO_TIME_OUT = Patch("accel_mock.kvm.running", "lambda: not self._heard, timeout)", "lambda: not self._heard)")
+_NO_TIME_OUT = Patch("accel_mock.kvm.running", "lambda: not self._worked, timeout)", "lambda: not self._worked)")
 _RETURN = "                return ExitKind.INTERRUPTED"
 
 

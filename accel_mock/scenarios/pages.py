@@ -11,7 +11,7 @@ from accel.exits import ExitKind
 from accel.memory.slot_plan import Slot
 from accel.testing.explore.scenario import require
 from accel.testing.explore.world import Patch
-from accel_mock.kvm.mmu import ShadowMmu
+from accel_mock.kvm.mmu import Fault, ShadowMmu
 from accel_mock.kvm.spte import Spte
 from accel_mock.scenarios.hall import HOLE, LOW, MODEL, OLD, PROMPT, Hall, logged, slot_of
 from accel_mock.vcpu import EXIT, Step
@@ -84,7 +84,7 @@ class Page:
 
     def touch(self, *, write: bool = False) -> None:
         """Have an entry of the page be there before anybody runs."""
-        require(isinstance(self.mmu.fault(LOW, write=write), tuple), "the page cannot be mapped")
+        require(self.mmu.fault(LOW, write=write) is Fault.FIXED, "the page cannot be mapped")
 
     def user(self, *values: int | None) -> User:
         """Return a vCPU; see `User`."""

@@ -13,7 +13,7 @@ from accel.testing.explore.report import step_table, summary
 from accel.testing.explore.scenario import SCENARIOS, Scenario
 from accel.testing.explore.schedule import schedule_text
 
-MODULES = ("shadow_mmu", "fast_faults", "access_tracking", "zaps", "dirty_rings")
+MODULES = ("shadow_mmu", "flushes", "fast_faults", "access_tracking", "zaps", "dirty_rings")
 for _name in MODULES:
     importlib.import_module(f"accel_mock.scenarios.{_name}")
 OURS = {
@@ -32,6 +32,9 @@ WRONG = {
     "mock/tlb-wrong-no-flush": _USED,
     "mock/tlb-wrong-no-zap": _USED,
     "mock/tlb-delete-wrong-no-zap": _USED,
+    "mock/flush-fault-wrong-waits": "host: wait for a condition",
+    "mock/flush-return-wrong-no-look": "the guest uses memory at 0x10000 that is freed",
+    "mock/flush-return-wrong-no-walk": "the guest uses memory at 0x10000 that is freed",
     "mock/write-protect-wrong-no-flush": _MISSED,
     "mock/fast-fault-wrong-store": _USED,
     "mock/fast-fault-log-wrong-no-note": _MISSED,

@@ -89,22 +89,27 @@ def test_mock_dirty_log_toggled_under_a_guest_that_writes_has_all_pages_while_it
     assert set(exits) <= {Interrupted()}
 
 
-def test_mock_dirty_log_collected_all_the_time_has_each_written_page_once(boot) -> None:
-    """A write and its note are one step: a page that is written once is in one of the logs, and its bytes are there."""
+def test_mock_dirty_log_collected_all_the_time_has_each_written_page_with_its_bytes(boot) -> None:
+    """A page is noted by the fault before its write, as on KVM; if a log comes between the two, it is noted again."""
     sys.setswitchinterval(1e-6)
     guest = boot()
     region = MemoryRegion.ram("ram", 8 * COUNT * PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)
     region.start_log(VGA)
     guest.vcpu.load_program(GuestProgram(tuple(Store(BASE + n * PAGE_SIZE, 0x5A, 1) for n in range(8 * COUNT))))
-    seen: list[int] = []
+    written: set[int] = set()
+    owed: set[int] = set()
+
+    def collect() -> None:
+        for page in guest.dirty_pages(region):
+            (written if region.read(page * PAGE_SIZE, 1) == b"\x5a" else owed).add(page)
+
     with guest.running() as exits:
         while not exits:
-            dirty = guest.dirty_pages(region)
-            assert all(region.read(page * PAGE_SIZE, 1) == b"\x5a" for page in dirty)
-            seen += dirty
+            collect()
     assert exits == [Halt()]
-    assert seen + guest.dirty_pages(region) == list(range(8 * COUNT))
+    collect()
+    assert owed <= written == set(range(8 * COUNT))
 
 
 def _lost_by_deletion(guest, rounds: int) -> int:

@@ -48,10 +48,11 @@ def _memslots(*slots: Slot) -> MemSlots:
 
 def _look(memslots: MemSlots, page: int, *, write: bool = False) -> int | None:
     """Return the first byte of a guest page as a guest finds it; None if it comes out."""
-    found = memslots.mmu.fault(page * PAGE_SIZE, write=write)
-    if isinstance(found, Fault):
-        assert found is Fault.MMIO
+    mmu, address = memslots.mmu, page * PAGE_SIZE
+    if mmu.walk(address, write=write) is None and mmu.fault(address, write=write) is Fault.MMIO:
         return None
+    found = mmu.walk(address, write=write)
+    assert found is not None
     return int(found[0][found[1]])
 
 

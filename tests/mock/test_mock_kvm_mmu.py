@@ -36,9 +36,17 @@ class Stage:
         return self.memslots.mmu
 
     def fault(self, page: int, *, write: bool = False) -> int | Fault:
-        """Have a page fault; return the offset in the slot that it gave."""
-        found = self.mmu.fault(GPA + page * PAGE_SIZE + 7, write=write)
-        return found if isinstance(found, Fault) else found[1]
+        """Walk, and if that is a page fault walk again; return the offset in the slot, or what the fault gave."""
+        address = GPA + page * PAGE_SIZE + 7
+        found = self.mmu.walk(address, write=write)
+        if found is None:
+            fault = self.mmu.fault(address, write=write)
+            if fault is not Fault.FIXED:
+                return fault
+            found = self.mmu.walk(address, write=write)
+            # Somebody else came between the two.
+            return Fault.RETRY if found is None else found[1]
+        return found[1]
 
     def bits(self, page: int) -> int:
         """Return of an entry what the processor looks at, and what it sets."""

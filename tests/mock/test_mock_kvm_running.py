@@ -125,6 +125,34 @@ def test_running_flush_waits_for_nobody_outside_and_for_none_that_comes_meanwhil
     running.let_work()
 
 
+def test_running_flush_does_not_wait_for_a_vcpu_in_a_page_fault_which_drops_its_tlb_on_its_way_back(
+    running: Running, vcpu: Vcpu
+) -> None:
+    drops = vcpu.drops
+    running.leave_guest(vcpu)
+    running.enter_guest(vcpu)
+    assert vcpu.drops == drops
+    with asking(running.flush, vcpu) as returned:
+        assert not returned
+        running.leave_guest(vcpu)
+    running.flush()
+    assert vcpu.drops == drops
+    running.enter_guest(vcpu)
+    assert vcpu.drops == drops + 1
+    with asking(running.flush, vcpu):
+        running.hear(vcpu)
+
+
+def test_running_vcpu_in_a_page_fault_runs_all_the_same(running: Running, vcpu: Vcpu) -> None:
+    running.leave_guest(vcpu)
+    assert running.any
+    assert running.kick_all(0) == (vcpu,)
+    with asking(running.let_work, vcpu) as returned:
+        running.enter_guest(vcpu)
+        assert not returned
+        running.has_worked(vcpu, running.hear(vcpu))
+
+
 def test_running_let_work_returns_once_a_vcpu_has_worked_since_it_heard(running: Running, vcpu: Vcpu) -> None:
     with asking(running.let_work, vcpu) as returned:
         heard = running.hear(vcpu)

@@ -48,7 +48,7 @@ class Stage:
         return Slot(number * SPAN, PAGES * PAGE_SIZE, self.block.address, False, self.block)
 
     def touch(self, number: int, page: int) -> None:
-        assert not isinstance(self.mmu.fault(number * SPAN + page * PAGE_SIZE, write=False), Fault)
+        assert self.mmu.fault(number * SPAN + page * PAGE_SIZE, write=False) is Fault.FIXED
 
     def entries(self) -> list[int]:
         """Return how many entries each slot has."""
