@@ -11,15 +11,15 @@ STAMP := $(VENV)/.installed
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml examples/accel-unicorn/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "accel needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "this Python cannot make a venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable examples/accel-unicorn
 	@touch $@
 
-demo: $(STAMP) ## run a guest on KVM, then the race: unprotected it faults, protected it does not
+demo: $(STAMP) ## run a guest on KVM, or else on Unicorn, then the race: unprotected it faults, protected it does not
 	@$(BIN)/accelctl demo
 
 test: $(STAMP) ## run the tests, on JOBS processes; the last lines say how many ran on real KVM
