@@ -171,6 +171,7 @@ def instruction(
     *operands: Reg | Mem | str,
     rm: Reg | Mem | None = None,
     reg: Reg | int = 0,
+    low: Reg | None = None,
     imm: bytes = b"",
     prefix: bytes = b"",
     wide: bool | None = None,
@@ -182,7 +183,8 @@ def instruction(
         size: Bytes of the operation, from which the prefixes follow.
         operands: To be shown.
         rm: What the ModRM byte's mode and low bits are for; None for an instruction without one.
-        reg: What is in its middle: a register, or digits of the opcode.
+        reg: What is in its middle: a register, or more of the opcode.
+        low: A register in the low bits of the opcode's last byte.
         prefix: Such as LOCK.
         wide: Whether REX.W is needed; by default for each operation of 8 bytes.
 
@@ -200,8 +202,10 @@ def instruction(
     if rm is not None:
         number = reg if isinstance(reg, int) else reg.code
         tail, relative = _modrm(rm, number & 7, bits)
-    rex = _rex(size == 8 if wide is None else wide, reg, rm)
-    registers = [one for one in (reg, rm, *operands) if isinstance(one, Reg)]
+    if low is not None:
+        opcode = opcode[:-1] + bytes([opcode[-1] + (low.code & 7)])
+    rex = _rex(size == 8 if wide is None else wide, reg, low or rm)
+    registers = [one for one in (reg, rm, low) if isinstance(one, Reg)]
     if rex or any(one.needs_rex for one in registers):
         if bits != 64 or any(one.high for one in registers):
             raise EncodingError
@@ -216,20 +220,6 @@ def instruction(
         None if relative is None else start + relative,
         rm.disp if isinstance(rm, Mem) else 0,
     )
-
-
-def short_form(
-    bits: int, mnemonic: str, opcode: int, size: int, reg: Reg, *more: str, imm: bytes = b"", wide: bool | None = None
-) -> Instruction:
-    """Return an instruction with a register in the low bits of its last opcode byte; flags are the caller's."""
-    found = instruction(bits, mnemonic, bytes([opcode + (reg.code & 7)]), size, reg, *more, imm=imm, wide=wide)
-    if reg.number < 8:
-        return found
-    # REX.B, which `instruction` does not know of here.
-    code = bytearray(found.code)
-    at = code.index(opcode + (reg.code & 7))
-    code[at - 1] |= 1
-    return Instruction(mnemonic, size, found.operands, bytes(code))
 
 
 def _rex(wide: bool, reg: Reg | int, rm: Reg | Mem | None) -> int:
