@@ -1,26 +1,18 @@
 """A plugin with many accelerators, each the mock with one mistake: what the conformance suite has to find.
 
 The tests put this file on the path of a process that runs the suite, with an entry point. `FAULTS` has each mistake by
-the name of its accelerator, and `soundmock` is the mock as it is.
+the name of its accelerator. `soundmock` is the mock as it is; `elsewhere` is as sound, and executes no guest of ours.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
-import threading
-from array import array
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
+import planted_faults as planted
 from attrs import evolve, frozen
 
 from accel.backend import Capability
-from accel.errors import BackendError
-from accel.exits import ExitKind
 from accel.hookspecs import hookimpl
 from accel_mock.plugin import MockAccelerator
 from accel_mock.vm import MockVm
@@ -34,327 +26,47 @@ class Fault:
         vm: Makes it in a new VM.
         vcpu: Makes it in a new vCPU; its second argument is the VM.
         claims: Capabilities that are claimed besides.
+        executes: As `Accelerator.executes`.
     """
 
     vm: Callable[[Any], None] | None = None
     vcpu: Callable[[Any, Any], None] | None = None
     claims: frozenset[Capability] = frozenset()
-
-
-# memory
-
-
-def with_slots(change: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return what changes the table of slots of a VM."""
-
-    def patch(vm: Any) -> None:
-        make = vm.memory_listener
-
-        def memory_listener() -> Any:
-            listener = make()
-            change(listener.slots)
-            return listener
-
-        vm.memory_listener = memory_listener
-
-    return patch
-
-
-def readonly_ignored(slots: Any) -> None:
-    create = slots.create
-    slots.create = lambda slot: create(evolve(slot, readonly=False))
-
-
-def unmap_forgotten(slots: Any) -> None:
-    delete, install = slots.delete, slots._memslots._install
-
-    def forget(slot: Any) -> None:
-        number = slots._number_at[slot.gpa]
-        table = slots._memslots.table
-        delete(slot)
-        # vCPUs go on with the set that has it, under a number of its own.
-        old = table.numbered(number)
-        install(slots._memslots.table.with_slot(evolve(old, number=30_000 + number)))
-
-    slots.delete = forget
-
-
-def offset_ignored(slots: Any) -> None:
-    create = slots.create
-    slots.create = lambda slot: create(evolve(slot, hva=slot.block.address))
-
-
-def log_page_lost(slots: Any) -> None:
-    take = slots._memslots.take_dirty
-
-    def take_dirty(number: int, slot: Any) -> bytearray:
-        taken = bytearray(take(number, slot))
-        value = int.from_bytes(taken, "little")
-        if value:
-            value &= ~(1 << value.bit_length() - 1)
-        return bytearray(value.to_bytes(len(taken), "little"))
-
-    slots._memslots.take_dirty = take_dirty
-
-
-def log_lost_with_the_slot(slots: Any) -> None:
-    collect = slots.collect
-
-    def only_when_asked(slot: Any) -> None:
-        if sys._getframe(1).f_code.co_name == "log_sync":
-            collect(slot)
-
-    slots.collect = only_when_asked
-
-
-def hold_unasked(vm: Any) -> None:
-    make = vm.memory_listener
-
-    def memory_listener() -> Any:
-        listener = make()
-        prepare = listener.prepare
-
-        def unheld() -> Any:
-            update = prepare()
-            if update is not None:
-                update.needs_hold = update.needs_hold_unless_last = False
-            return update
-
-        listener.prepare = unheld
-        return listener
-
-    vm.memory_listener = memory_listener
-
-
-def undo_does_nothing(vm: Any) -> None:
-    make = vm.memory_listener
-
-    def memory_listener() -> Any:
-        listener = make()
-        prepare = listener.prepare
-
-        def forgetful() -> Any:
-            update = prepare()
-            if update is not None:
-                update.undo = lambda: None
-            return update
-
-        listener.prepare = forgetful
-        return listener
-
-    vm.memory_listener = memory_listener
-
-
-# kicks
-
-
-def kick_lost_outside(vcpu: Any, vm: Any) -> None:
-    kick, run, inside = vcpu.kick, vcpu.run, threading.Event()
-
-    def entered() -> int:
-        inside.set()
-        try:
-            return run()
-        finally:
-            inside.clear()
-
-    vcpu.run = entered
-    vcpu.kick = lambda thread_id: kick(thread_id) if inside.is_set() else None
-
-
-def kick_kept(vcpu: Any, vm: Any) -> None:
-    run = vcpu.run
-
-    def again() -> int:
-        kind = run()
-        if kind == ExitKind.INTERRUPTED and not getattr(vcpu, "spent", False):
-            vcpu.spent = True
-            vcpu.kick(0)
-        else:
-            vcpu.spent = False
-        return kind
-
-    vcpu.run = again
-
-
-def kick_ignored(vcpu: Any, vm: Any) -> None:
-    vcpu.kick = lambda thread_id: None
-
-
-def kick_all_at_once(vm: Any) -> None:
-    vm.kick_all = lambda timeout: None
-    vm.resume_all = lambda: None
-
-
-# exits
-
-
-def after_run(change: Callable[[Any, int], int]) -> Callable[[Any, Any], None]:
-    """Return what changes the exits of a vCPU."""
-
-    def patch(vcpu: Any, vm: Any) -> None:
-        run = vcpu.run
-        vcpu.run = lambda: change(vcpu, run())
-
-    return patch
-
-
-def value_cut(vcpu: Any, kind: int) -> int:
-    if kind == ExitKind.MMIO:
-        vcpu.record[1] &= 0xFFFF_FFFF
-    return kind
-
-
-def size_wrong(vcpu: Any, kind: int) -> int:
-    if kind == ExitKind.MMIO and vcpu.record[2] & 0xFF == 8:
-        vcpu.record[2] -= 4
-    return kind
-
-
-def count_missing(vcpu: Any, kind: int) -> int:
-    if kind == ExitKind.IO:
-        vcpu.record[0] &= 0xFFFF_FFFF
-    return kind
-
-
-def halt_as_shutdown(vcpu: Any, kind: int) -> int:
-    return ExitKind.SHUTDOWN if kind == ExitKind.HALT else kind
-
-
-def reply_ignored(vcpu: Any, vm: Any) -> None:
-    run = vcpu.run
-
-    def forgetful() -> int:
-        vcpu.io_data[:4] = bytes(4)
-        return run()
-
-    vcpu.run = forgetful
-
-
-def record_narrow(vcpu: Any, vm: Any) -> None:
-    run, wide = vcpu.run, vcpu.record
-    vcpu.record = memoryview(array("I", (0, 0, 0, 0)))
-
-    def copied() -> int:
-        narrow, vcpu.record = vcpu.record, wide
-        kind = run()
-        vcpu.record = narrow
-        for index in range(3):
-            narrow[index] = wide[index] & 0xFFFF_FFFF
-        return kind
-
-    vcpu.run = copied
-
-
-# life
-
-
-def descriptor_leaked(vm: Any) -> None:
-    os.open(os.devnull, os.O_RDONLY)
-
-
-def thread_leaked(vm: Any) -> None:
-    threading.Thread(target=threading.Event().wait, daemon=True).start()
-
-
-_kept: list[Any] = []
-
-
-def few_vcpus(vm: Any) -> None:
-    create = vm.create_vcpu
-
-    def create_vcpu(index: int) -> Any:
-        if index > 2:
-            raise BackendError("vCPU creation", 28)
-        return create(index)
-
-    vm.create_vcpu = create_vcpu
-
-
-def interrupt_line_raises(vm: Any) -> None:
-    def set_irq(line: int, level: bool) -> None:
-        raise KeyError(line)
-
-    vm.set_irq = set_irq
-
-
-# threads
-
-
-def one_at_a_time(vcpu: Any, vm: Any) -> None:
-    run = vcpu.run
-    turn = vm.__dict__.setdefault("turn", threading.Lock())
-
-    def serial() -> int:
-        with turn:
-            return run()
-
-    vcpu.run = serial
-
-
-def crash(vcpu: Any, vm: Any) -> None:
-    vcpu.describe = lambda: os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def crash_of_vm(vm: Any) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def keep_the_interpreter(vcpu: Any, vm: Any) -> None:
-    vcpu.describe = lambda: ctypes.PyDLL(None).sleep(1000)
-
-
-# extras
-
-
-def queue_reversed(vm: Any) -> None:
-    pop = vm.ring.pop
-    vm.ring.pop = MethodType(lambda ring: list(pop())[::-1], vm.ring)
-
-
-def doorbell_rings_for_all(vm: Any) -> None:
-    bells = vm._doorbells
-
-    def ring(address: int, data: bytes, *, is_port: bool) -> bool:
-        for bell in bells.bells[is_port].get(address, ()):
-            bell._own.ring()
-            return True
-        return False
-
-    bells.ring = ring
+    executes: frozenset[str] = frozenset({"program"})
 
 
 FAULTS = {
     "soundmock": Fault(),
-    "readonlyignored": Fault(with_slots(readonly_ignored)),
-    "unmapforgotten": Fault(with_slots(unmap_forgotten)),
-    "offsetignored": Fault(with_slots(offset_ignored)),
-    "logpagelost": Fault(with_slots(log_page_lost)),
-    "loglostwithslot": Fault(with_slots(log_lost_with_the_slot)),
-    "holdunasked": Fault(hold_unasked),
-    "undodoesnothing": Fault(undo_does_nothing),
-    "kicklostoutside": Fault(vcpu=kick_lost_outside),
-    "kickkept": Fault(vcpu=kick_kept),
-    "kickignored": Fault(vcpu=kick_ignored),
-    "kickallatonce": Fault(kick_all_at_once),
-    "valuecut": Fault(vcpu=after_run(value_cut)),
-    "sizewrong": Fault(vcpu=after_run(size_wrong)),
-    "countmissing": Fault(vcpu=after_run(count_missing)),
-    "haltasshutdown": Fault(vcpu=after_run(halt_as_shutdown)),
-    "replyignored": Fault(vcpu=reply_ignored),
-    "recordnarrow": Fault(vcpu=record_narrow),
-    "descriptorleaked": Fault(descriptor_leaked),
-    "threadleaked": Fault(thread_leaked),
-    "vmkept": Fault(_kept.append),
+    "readonlyignored": Fault(planted.with_slots(planted.readonly_ignored)),
+    "unmapforgotten": Fault(planted.with_slots(planted.unmap_forgotten)),
+    "offsetignored": Fault(planted.with_slots(planted.offset_ignored)),
+    "logpagelost": Fault(planted.with_slots(planted.log_page_lost)),
+    "loglostwithslot": Fault(planted.with_slots(planted.log_lost_with_the_slot)),
+    "holdunasked": Fault(planted.hold_unasked),
+    "undodoesnothing": Fault(planted.undo_does_nothing),
+    "kicklostoutside": Fault(vcpu=planted.kick_lost_outside),
+    "kickkept": Fault(vcpu=planted.kick_kept),
+    "kickignored": Fault(vcpu=planted.kick_ignored),
+    "kickallatonce": Fault(planted.kick_all_at_once),
+    "valuecut": Fault(vcpu=planted.after_run(planted.value_cut)),
+    "sizewrong": Fault(vcpu=planted.after_run(planted.size_wrong)),
+    "countmissing": Fault(vcpu=planted.after_run(planted.count_missing)),
+    "haltasshutdown": Fault(vcpu=planted.after_run(planted.halt_as_shutdown)),
+    "replyignored": Fault(vcpu=planted.reply_ignored),
+    "recordnarrow": Fault(vcpu=planted.record_narrow),
+    "descriptorleaked": Fault(planted.descriptor_leaked),
+    "threadleaked": Fault(planted.thread_leaked),
+    "vmkept": Fault(planted.kept.append),
     "claimstoomuch": Fault(claims=frozenset({Capability.IRQCHIP})),
-    "fewvcpus": Fault(few_vcpus),
-    "interruptlineraises": Fault(interrupt_line_raises),
-    "oneatatime": Fault(vcpu=one_at_a_time),
-    "queuereversed": Fault(queue_reversed),
-    "doorbellforall": Fault(doorbell_rings_for_all),
-    "crashes": Fault(vcpu=crash),
-    "vmcrashes": Fault(crash_of_vm),
-    "keepsinterpreter": Fault(vcpu=keep_the_interpreter),
+    "fewvcpus": Fault(planted.few_vcpus),
+    "interruptlineraises": Fault(planted.interrupt_line_raises),
+    "oneatatime": Fault(vcpu=planted.one_at_a_time),
+    "queuereversed": Fault(planted.queue_reversed),
+    "doorbellforall": Fault(planted.doorbell_rings_for_all),
+    "elsewhere": Fault(executes=frozenset({"arm64"})),
+    "crashes": Fault(vcpu=planted.crash),
+    "vmcrashes": Fault(planted.crash_of_vm),
+    "keepsinterpreter": Fault(vcpu=planted.keep_the_interpreter),
 }
 
 
@@ -363,6 +75,7 @@ def accelerator(fault_name: str, fault: Fault) -> MockAccelerator:
 
     class Broken(MockAccelerator):
         name = fault_name
+        executes = fault.executes
 
         def probe(self) -> Any:
             found = super().probe()

@@ -20,7 +20,8 @@ _LONGEST_S = 110
 def broken_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `broken_accelerators` as an installed distribution."""
     folder = tmp_path_factory.mktemp("installed")
-    shutil.copy(Path(__file__).with_name("broken_accelerators.py"), folder)
+    for name in ("broken_accelerators.py", "planted_faults.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
     info = folder / "broken_accelerators-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-accelerators\nVersion: 1.0\n")

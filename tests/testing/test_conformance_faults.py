@@ -35,7 +35,7 @@ CAUGHT = {
     "vmkept": ("leaks_no_vm_is_kept", "these objects are kept: MockVm"),
     "claimstoomuch": ("lifecycle_vm_offers_what_the_probe_claims", "claims irqchip that the VM does not offer"),
     "fewvcpus": ("lifecycle_vcpus_can_be_created", "vCPU creation failed: ENOSPC"),
-    "interruptlineraises": ("errors_interrupt_line", "raised KeyError: 4 (in set_irq, broken_accelerators.py"),
+    "interruptlineraises": ("errors_interrupt_line", "raised KeyError: 4 (in set_irq, planted_faults.py"),
     "oneatatime": ("threads_run_vcpus_at_once", "vCPU 1 did not come out within 1 s; its thread stands in serial"),
     "queuereversed": ("extras_queued_writes_arrive_in_order", "number 0 arrived as"),
     "doorbellforall": ("extras_doorbells_ring_without_an_exit", "rang 1 times, with 0 exits"),
@@ -86,4 +86,4 @@ def test_planted_faults_are_all_looked_for() -> None:
     planted = set(source.partition("\nFAULTS = {")[2].partition("\n}\n")[0].replace('"', "").split())
     names = {word.removesuffix(":") for word in planted if word.endswith(":")}
     # Those that end or stop the process have tests of their own.
-    assert names == {*CAUGHT, "soundmock", "kickignored", "crashes", "vmcrashes", "keepsinterpreter"}
+    assert names == {*CAUGHT, "soundmock", "elsewhere", "kickignored", "crashes", "vmcrashes", "keepsinterpreter"}

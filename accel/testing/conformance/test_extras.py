@@ -1,4 +1,4 @@
-"""Extras: queued writes, doorbells and interrupt lines, each where it is claimed."""
+"""Extras: queued writes, doorbells, interrupt lines and runs that repeat, each where it is claimed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from accel.backend import Capability
 from accel.exits import IoOut, MmioWrite
 from accel.machine import Machine
 from accel.memory.region import MemoryRegion
-from accel.program import GuestProgram, Halt, Loop, Out, Store
+from accel.plugins import find_accelerator
+from accel.program import Add, GuestProgram, Halt, Loop, Out, Store
 from accel.testing.conformance.lane import Lanes, play
 from accel.testing.conformance.look import BASE, finish
 from accel.testing.conformance.verdict import expect, shown
@@ -160,3 +161,30 @@ def test_extras_guest_runs_beside_interrupt_controllers(machine: MachineFactory,
         [getattr(exit, "port", None) for exit in found] == [0x5F0, 0x5F0, 0x5F0, 0x5F1],
         f"beside interrupt controllers, a guest came out with {[shown(one) for one in found]}",
     )
+
+
+def test_extras_runs_repeat_where_vcpus_take_turns(accelerator_name: str) -> None:
+    """An accelerator with `takes_turns` does the same in two simulations with one seed."""
+    if not find_accelerator(accelerator_name).takes_turns:
+        pytest.skip(f"{accelerator_name} does not take turns")
+    pytest.importorskip("greenlet", reason="simulations need greenlet")
+    from accel.testing.simulate import Simulation, simulate
+
+    def live(simulation: Simulation) -> tuple[bytes, list[int]]:
+        lib, seen = simulation.accel, []
+        with lib.Machine.create(accelerator_name, memory="1M", cpus=2) as one:
+            one.port(0x80)(lambda access: seen.append(access.value))
+            extra = lib.MemoryRegion.ram("extra", "64K", max_size="128K")
+            one.memory.add(extra, at=BASE)
+            one.load(GuestProgram([Loop([Add(BASE, 1, 8), Store(BASE + 64, 1), Out(0x80, 1)], 40), Out(0x80, 2)]))
+            run = one.start()
+            for size in ("128K", "64K") * 3:
+                extra.resize(size)
+                simulation.time.sleep(5e-5)
+            run.wait()
+            return one.memory.read(BASE, 8), seen
+
+    for seed in (1, 2):
+        first, second = simulate(live, seed), simulate(live, seed)
+        expect(first.value == second.value, f"two runs with seed {seed} gave {first.value}, and then {second.value}")
+        expect(first.digest == second.digest, f"two runs with seed {seed} took other orders of steps")
