@@ -1,7 +1,7 @@
 """The host's side of guest memory: which of its pages lies behind an address, and what KVM tells it of their use.
 
 Lowest layer. Addresses and pages are numbers of 4 KiB units. Unless somebody moves it, the page behind an address has
-the address's number, so an ordinary run keeps nothing here but what was reported.
+the address's number, so an ordinary run keeps nothing here but the last of what was reported.
 
 A page that is pinned is not given to another address. A page that several addresses share (KSM) is read-only; who
 wants to write gets one of its own.
@@ -13,6 +13,8 @@ from collections import Counter
 
 from accel_mock.kvm.atomic import atomically
 
+#: Pages whose use is remembered. As many, and the host has written them back, and looks anew.
+KEPT = 1 << 14
 #: Pages from here on are behind no address at first.
 _FRESH = 1 << 40
 
@@ -21,8 +23,8 @@ class HostPages:
     """The host's pages under one VM. Each method is one step.
 
     Attributes:
-        accessed: Pages that KVM reported as used, by `kvm_set_pfn_accessed`.
-        dirty: Pages that it reported as written, by `kvm_set_pfn_dirty`.
+        accessed: Pages that KVM reported as used, by `kvm_set_pfn_accessed`; the last ones, `KEPT` at most.
+        dirty: Pages that it reported as written, by `kvm_set_pfn_dirty`; the same.
     """
 
     def __init__(self) -> None:
@@ -47,10 +49,11 @@ class HostPages:
     @atomically
     def report(self, page: int, *, accessed: bool, dirty: bool) -> None:
         """Hear how a page was used."""
-        if accessed:
-            self.accessed.add(page)
-        if dirty:
-            self.dirty.add(page)
+        for used, pages in ((accessed, self.accessed), (dirty, self.dirty)):
+            if used:
+                if len(pages) >= KEPT:
+                    pages.clear()
+                pages.add(page)
 
     # what the host does
 

@@ -232,12 +232,20 @@ class ShadowMmu:
         self.rmap.remove(spte)
         self.report(self.clear(spte))
 
-    def remove(self, spte: Spte) -> None:
-        """Zap one entry and let go of the slot's bytes; under the MMU lock."""
-        self.drop(spte)
-        page = self.pages.get((self.generation, spte.gfn >> _ENTRIES_SHIFT))
-        if page is not None and page.entries.get(spte.gfn) is spte:
-            del page.entries[spte.gfn]
+    def drop_slot(self, slot: MemSlot) -> int:
+        """Zap the entries of a slot, and let go of its bytes; return how many they were; under the MMU lock."""
+        first, last = slot.slot.gpa >> _PAGE_SHIFT, slot.slot.range.end >> _PAGE_SHIFT
+        zapped = 0
+        pages = range(first >> _ENTRIES_SHIFT, (last - 1 >> _ENTRIES_SHIFT) + 1)
+        for key in [key for key in self.pages if key[1] in pages]:
+            entries = self.pages[key].entries
+            for gfn in [gfn for gfn in entries if first <= gfn < last]:
+                spte = entries.pop(gfn)
+                zapped += spte.word != 0
+                self.drop(spte)
+            if not entries:
+                del self.pages[key]
+        return zapped
 
     def clear(self, spte: Spte) -> int:
         """Zap an entry; return what it was. Another processor may set its bits, or the fast path, up to that moment."""

@@ -109,9 +109,7 @@ class ZapSlot:
         """See `ZapStrategy`; one hold, as long as the slot has entries."""
         self.cost.zaps += 1
         with _Hold(mmu, self.cost) as hold:
-            for spte in mmu.entries_of(slot):
-                mmu.remove(spte)
-                hold.count(1)
+            hold.count(mmu.drop_slot(slot))
 
 
 class ZapAll:

@@ -13,7 +13,7 @@ from accel.testing.explore.report import step_table, summary
 from accel.testing.explore.scenario import SCENARIOS, Scenario
 from accel.testing.explore.schedule import schedule_text
 
-MODULES = ("shadow_mmu", "flushes", "fast_faults", "access_tracking", "zaps", "dirty_rings")
+MODULES = ("shadow_mmu", "flushes", "writes", "fast_faults", "access_tracking", "zaps", "dirty_rings")
 for _name in MODULES:
     importlib.import_module(f"accel_mock.scenarios.{_name}")
 OURS = {
@@ -51,6 +51,10 @@ WRONG = {
     "mock/access-tracking-dirty-wrong-not-atomic": "the guest wrote the page, and the host was never told",
     "mock/dirty-ring-reset-wrong-read-first": "no ring says so",
     "mock/dirty-ring-full-wrong-goes-on": "the guest wrote both pages",
+    "mock/coalesced-wrong-not-drained": "the writes arrived as",
+    "mock/coalesced-wrong-index-first": "the writes arrived as",
+    "mock/ioeventfd-wrong-anew": "the guest exits at a doorbell",
+    "mock/read-only-wrong-writable": "the guest wrote to a read-only slot",
     "mock/zap-all-wrong-yields": "not over after 1500 steps",
 }
 

@@ -151,6 +151,11 @@ def test_running_vcpu_in_a_page_fault_runs_all_the_same(running: Running, vcpu: 
         running.enter_guest(vcpu)
         assert not returned
         running.has_worked(vcpu, running.hear(vcpu))
+    running.leave_guest(vcpu)
+    with asking(lambda: running.kick_all(PATIENCE), vcpu) as returned:
+        running.enter_guest(vcpu)
+        running.leave(vcpu)
+    assert returned == [()]
 
 
 def test_running_let_work_returns_once_a_vcpu_has_worked_since_it_heard(running: Running, vcpu: Vcpu) -> None:
