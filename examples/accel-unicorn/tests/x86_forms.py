@@ -185,7 +185,8 @@ def _division(name: str, digit: int, *, signed: bool) -> None:
         once = Effect(writes=STATUS & ~AF, undefines=AF | OF)
         if signed:
             guard.append(o.op("sar", shift, size, acc, "0x1", rm=acc, reg=7, imm=imm8, effect=once))
-            guard.append(o.op({1: "cbw", 2: "cwd", 4: "cdq", 8: "cqo"}[size], b"\x99" if wide else b"\x98", max(size, 2)))
+            extend = {1: "cbw", 2: "cwd", 4: "cdq", 8: "cqo"}[size]
+            guard.append(o.op(extend, b"\x99" if wide else b"\x98", max(size, 2)))
         else:
             # Its upper half is half of the divisor.
             guard.append(o.op("mov", bytes([0x8A + wide]), size, upper, rm, rm=rm, reg=upper))

@@ -1,10 +1,9 @@
-"""More forms: moves, conversions, single bits, exchanges, the stack, flags, strings, ports and decimal arithmetic."""
+"""More forms: moves, conversions, exchanges and single bits."""
 
 from __future__ import annotations
 
-from x86_encoding import AF, AX, BP, BX, CF, CX, DF, DI, DX, OF, PF, SF, SI, SP, STATUS, ZF, Effect, Instruction, Mem, Reg
-from x86_forms import ALL, LOCK, LOGIC, form, with_lock
-from x86_modes import STACK
+from x86_encoding import AF, AX, BX, CF, DX, OF, PF, SF, SP, STATUS, ZF, Effect, Instruction, Reg
+from x86_forms import ALL, LOCK, form, with_lock
 from x86_operands import Operands
 
 #: Conditions by number, and the flags that they read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from x86_encoding import AF, AX, BP, CF, CX, DF, DI, DX, OF, PF, SF, SI, SP, STATUS, ZF, Effect, Instruction, Reg
-from x86_forms import ALL, LOGIC, form
+from x86_forms import ALL, form
 from x86_modes import STACK
 from x86_operands import Operands
 
@@ -51,8 +51,8 @@ def _popa(o: Operands) -> list[Instruction]:
 
 @form("push sreg", moves_stack=True)
 def _push_segment(o: Operands) -> list[Instruction]:
-    """Push a selector, and mostly put it back into the same register: it is the descriptor's that loads."""
-    size = o.mode.bits // 8
+    """Push a selector, and in real mode put it back. As 32 bits it may be written with or without its upper half."""
+    size = 8 if o.mode.bits == 64 else 2
     opcode, name = o.source.choice([(b"\x0f\xa0", "fs"), (b"\x0f\xa8", "gs")])
     if o.mode.bits != 64 and o.chance(2):
         opcode, name = o.source.choice([(b"\x06", "es"), (b"\x0e", "cs"), (b"\x16", "ss"), (b"\x1e", "ds")])
@@ -149,6 +149,7 @@ _decimal("aad", b"\xd5\x0a", Effect(writes=SF | ZF | PF, undefines=OF | AF | CF)
 # strings
 
 _MOST_ITEMS = 12
+_LETTER = {1: "b", 2: "w", 4: "d", 8: "q"}
 
 
 def _string(name: str, opcode: int, *, source: bool, target: bool, compares: bool, acc: int) -> None:
@@ -168,10 +169,10 @@ def _string(name: str, opcode: int, *, source: bool, target: bool, compares: boo
             _point(o, DI, "es", o.place(size, margin=margin), width)
         if repeat:
             o.set(CX, _in_width(o, items, width))
-        label = {b"": name, b"\xf3": f"repe {name}" if compares else f"rep {name}", b"\xf2": f"repne {name}"}[repeat]
+        label = {b"": "", b"\xf3": "repe " if compares else "rep ", b"\xf2": "repne "}[repeat] + name + _LETTER[size]
         effect = Effect(maybe=bool(repeat) and not items, writes=STATUS) if compares else Effect()
         prefix = repeat + (b"" if width == o.mode.bits // 8 else b"\x67")
-        return [o.op(label + " bwdq"[size.bit_length()].strip(), bytes([opcode + (size > 1)]), size, prefix=prefix, effect=effect)]
+        return [o.op(label, bytes([opcode + (size > 1)]), size, prefix=prefix, effect=effect)]
 
 
 def _point(o: Operands, number: int, segment: str, place: int, width: int) -> None:
@@ -225,11 +226,9 @@ def _port_string(name: str, opcode: int, pointer: int, segment: str) -> None:
         if repeated:
             o.set(CX, _in_width(o, o.source.randrange(_MOST_ITEMS), width))
         prefix = b"\xf3" * repeated + (b"" if width == o.mode.bits // 8 else b"\x67")
-        label = f"rep {name}" if repeated else name
+        label = ("rep " if repeated else "") + name + _LETTER[size]
         return [o.op(label, bytes([opcode + (size > 1)]), size, prefix=prefix)]
 
 
 _port_string("ins", 0x6C, DI, "es")
 _port_string("outs", 0x6E, SI, "ds")
-
-__all__ = ["LOGIC", "SF", "ZF", "OF", "PF"]

@@ -34,7 +34,7 @@ VECTORS = 32
 _HLT = 0xF4
 
 
-@frozen
+@frozen(eq=False)
 class Mode:
     """A mode.
 
@@ -70,9 +70,7 @@ class Mode:
         """Return the state in which a sequence begins; all registers but the stack pointer are random."""
         values = dict(zip(GENERAL, registers, strict=True)) | {"rsp": self.stack, "rflags": flags | 2}
         if self.name == "real16":
-            segments = {
-                name: X86Segment(base=base, selector=base >> 4, type=3) for name, base in self.bases.items()
-            }
+            segments = {name: X86Segment(base=base, selector=base >> 4, type=3) for name, base in self.bases.items()}
             return X86State.entering("real16", CODE, **values, **segments)
         tables = TABLES if self.long_active else None
         segments = {name: evolve(FLAT_DATA, base=base) for name, base in self.bases.items()}

@@ -66,7 +66,7 @@ class Operands:
         return self.source.choice(choices)
 
     def fixed(self, *numbers: int) -> None:
-        """Note that the unit needs these registers. Raises EncodingError where it has them already, or must keep them."""
+        """Note that the unit needs these registers. Raises EncodingError where it uses or must keep them already."""
         if (self.keep | self.used) & set(numbers):
             raise EncodingError
         self.used.update(numbers)
@@ -80,7 +80,8 @@ class Operands:
         """Return a ``mov`` of a constant."""
         size = size or self.mode.word
         target, imm = Reg(number, size), immediate(value, size)
-        return self.op("mov", b"\xb8", size, target, f"{int.from_bytes(imm, 'little'):#x}", low=target, imm=imm)
+        opcode = b"\xb8" if size > 1 else b"\xb0"
+        return self.op("mov", opcode, size, target, f"{int.from_bytes(imm, 'little'):#x}", low=target, imm=imm)
 
     # immediates
 
