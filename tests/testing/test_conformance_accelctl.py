@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -97,13 +98,38 @@ def test_conformance_of_vcpus_that_never_come_out_fails_by_kicks_and_goes_on(che
 
 
 def test_conformance_of_what_crashes_names_the_signal_and_goes_on(check: Process) -> None:
-    done = check("crashes", "-k", "exits", "--json")
+    done = check("crashes", "-k", "lifecycle,exits", "--json")
     assert done.returncode == 1
     tests = json.loads(done.stdout)["tests"]
-    (failed,) = [one for one in tests if one["outcome"] == "failed"]
-    assert failed["name"] == "fetch_from_a_hole_is_a_failure_that_is_described"
-    assert failed["text"] == "crashed the process: SIGSEGV"
-    assert sum(one["outcome"] == "passed" for one in tests) == len(tests) - 1 > 20
+    failed = {one["name"]: one["text"] for one in tests if one["outcome"] == "failed"}
+    assert failed == {
+        "vm_has_what_the_surface_asks_for": "crashed the process: SIGSEGV",
+        "fetch_from_a_hole_is_a_failure_that_is_described": "crashed the process: SIGSEGV",
+    }
+    assert sum(one["outcome"] == "passed" for one in tests) == len(tests) - 2 > 20
+
+
+def test_conformance_goes_on_in_a_new_process_where_a_thread_stays_behind(python: Process) -> None:
+    script = (
+        "from accel.testing.conformance import session\n"
+        "children, run_child = [], session._Session._run_child\n"
+        "session._Session._run_child = lambda self: (children.append(1), run_child(self))\n"
+        "report = session.run('oneatatime', ['threads'], patience=0.5)\n"
+        "print(len(children), *(one.name for one in report.all('failed')))\n"
+    )
+    assert python("-c", script).stdout == "2 run_vcpus_at_once\n"
+
+
+def test_conformance_child_that_dies_while_it_writes_is_heard_up_to_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"id": "a", "group": "exits", "name": "out", "rule": "Data comes out."}
+    lines = json.dumps({"tests": [about]}) + "\n" + json.dumps({"start": "a"}) + '\n{"end": "a", "outc'
+
+    def command(self: object, descriptor: int) -> list[str]:
+        return [sys.executable, "-c", f"import os; os.write({descriptor}, {lines.encode()!r}); os._exit(9)"]
+
+    monkeypatch.setattr(session._Session, "_command", command)
+    (failed,) = session.run("mock", ["exits"]).all("failed")
+    assert (failed.name, failed.text) == ("out", "ended the process, with exit code 9")
 
 
 def test_conformance_gives_up_after_many_deaths_and_says_so(python: Process) -> None:
