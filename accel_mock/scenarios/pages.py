@@ -16,11 +16,8 @@ from accel_mock.kvm.spte import Spte
 from accel_mock.scenarios.hall import HOLE, LOW, MODEL, OLD, PROMPT, Hall, logged, slot_of
 from accel_mock.vcpu import EXIT, Step
 
-MMU = (
-    *MODEL,
-    *(f"accel_mock.kvm.{name}" for name in ("rmap", "host_pages", "fast_fault", "indirect")),
-    "accel_mock.scenarios.pages",
-)
+#: The modules whose accesses matter here.
+MMU = (*MODEL, "accel_mock.kvm.indirect", "accel_mock.scenarios.pages")
 _MMU = "accel_mock.kvm.mmu"
 #: What is left out where all orders are tried: the waits at the end of a slot call, and who counts as waiting for the
 #: MMU lock, which only a zap that gives way looks at.
