@@ -201,7 +201,7 @@ ABSENT = "import accel_kvm.system; accel_kvm.system._DEVICE = '/nonexistent/kvm'
 
 
 def test_run_without_kvm_says_how_to_get_it(accelctl_after: Accelctl, guests: Path) -> None:
-    done = accelctl_after(ABSENT, "run", guests / "hello.bin")
+    done = accelctl_after(ABSENT, "run", guests / "hello.bin", "--accel", "kvm")
     check(
         done,
         3,
@@ -228,7 +228,7 @@ def test_run_kvm_that_is_not_permitted_says_how_to_get_it(
         "sys.stdout.flush(); os.close(1); os.open(os.devnull, os.O_WRONLY)\n"
         "os.setgid(65534); os.setuid(65534)"
     ).format(str(device), str(guests / "hello.bin"))
-    done = accelctl_after(code, "run", guests / "hello.bin")
+    done = accelctl_after(code, "run", guests / "hello.bin", "--accel", "kvm")
     assert done.returncode == 3, done.stderr
     assert "EACCES" in done.stderr.decode()
     assert "add your user to the group that owns /dev/kvm" in done.stderr.decode()

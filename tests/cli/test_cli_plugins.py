@@ -499,7 +499,7 @@ def run_toy(site: Site, more: str) -> tuple[str, list[str]]:
 def test_accelerator_that_raises_in_a_run_is_named(site: Site) -> None:
     values = {"name": "toy", "package": "z", "distribution": "z", "version": "1"}
     text = next(text for path, text in scaffold(values) if path.name == "plugin.py")
-    right, wrong = "        return ExitKind.HALT\n", "        raise ValueError(f'half way {1:#x}')\n"
+    right, wrong = "        return next(self._steps, ExitKind.HALT)\n", "        raise ValueError(f'half way {1:#x}')\n"
     assert right in text
     path = site.install("accel-z", "z", text.replace(right, wrong))
     line = path.read_text().splitlines().index(wrong.rstrip()) + 1
