@@ -29,6 +29,8 @@ SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
 _RIP, _FLAGS, _CC_SOURCE, _CC_OPERATION, _DIRECTION, _HFLAGS = 128, 136, 152, 168, 172, 176
 _SEGMENTS, _SEGMENT_SIZE = 184, 24
 _CONTROL = _SEGMENTS + 10 * _SEGMENT_SIZE
+# From the error code: behind the next instruction's address, the debug registers and their breakpoints.
+_IN_FLIGHT = 112
 _MSR_EFER = 0xC000_0080
 
 
@@ -62,6 +64,11 @@ class Layout:
     @property
     def flags(self) -> int:
         return self.general + _FLAGS
+
+    @property
+    def in_flight(self) -> int:
+        """Where it says which exception is being delivered, 32 bits: -1 for none."""
+        return self.error_code + _IN_FLIGHT
 
     @property
     def cc_source(self) -> int:
@@ -162,7 +169,10 @@ def _error_code(engine: Engine, found: Layout) -> int:
     with engine.context() as context:
         data = bytes(context)
     # RAX has the same bits, so look behind the registers; what follows is "was it an INT" and the next instruction.
-    return _only(data, struct.pack("<II", 0x5A58, 0), found.control)
+    at = _only(data, struct.pack("<II", 0x5A58, 0), found.control)
+    if struct.unpack_from("<i", data, at + _IN_FLIGHT)[0] != 13:
+        raise _unknown()
+    return at
 
 
 def _unknown() -> BackendError:

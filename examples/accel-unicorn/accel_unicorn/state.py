@@ -74,6 +74,8 @@ def write_state(engine: Engine, state: X86State) -> None:
         struct.pack_into("<Q", data, where.control, state.cr0)
         struct.pack_into("<3Q", data, where.control + 16, state.cr2, state.cr3, state.cr4)
         struct.pack_into("<Q", data, where.efer, state.efer)
+        # Whoever delivers an exception says so by setting the registers; else the next one were a double fault.
+        struct.pack_into("<i", data, where.in_flight, -1)
 
 
 def save(engine: Engine) -> bytes:

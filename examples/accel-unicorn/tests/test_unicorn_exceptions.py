@@ -208,3 +208,11 @@ def test_loop_of_exceptions_can_be_kicked(bench, mode):
     run = one.machine.start()
     run.stop()
     assert run.done
+
+
+def test_exception_after_a_handled_one_is_no_double_fault(bench):
+    # div ecx, three times; the handler says so and goes on behind it
+    skip = b"\x48\x83\x04\x24\x02\xe6\x42\x48\xcf"  # add qword [rsp], 2; out 0x42, al; iretq
+    gates = {0: long_gate(HANDLER)}
+    one = in_long_mode(bench, b"\x31\xc9" + 3 * b"\xf7\xf1" + b"\xf4", gates, skip, rax=7)
+    assert [type(found) for found in one.exits()] == [accel.IoOut] * 3 + [accel.Halt]
