@@ -192,7 +192,7 @@ class Accesses:
             return self._answer_write(access, changed=changed)
         if access.piece:
             if access.size < access.here:
-                self._prepare(value >> 8 * access.size, access.size)
+                self._prepare(value >> 8 * access.size, access.size, access.size)
             return value
         if changed:
             return GIVE_UP
@@ -220,14 +220,14 @@ class Accesses:
         shift = access.address % size
         crosses = access.here < size
         if not shift:
-            self._prepare(value, size)
+            self._prepare(value, size, size)
         else:
-            self._prepare(value << 8 * shift, size if crosses else 2 * size)
+            self._prepare(value << 8 * shift, size if crosses else 2 * size, size)
         if crosses:
             self._whole = access
 
-    def _prepare(self, value: int, size: int) -> None:
-        words, width = self._words, min(size, _PIECE)
+    def _prepare(self, value: int, size: int, word: int) -> None:
+        words, width = self._words, min(word, _PIECE)
         pieces = size // width
         for number in range(pieces):
             words[READ_VALUES + number] = value >> 8 * width * number & (1 << 8 * width) - 1

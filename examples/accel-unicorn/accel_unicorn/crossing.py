@@ -18,6 +18,11 @@ from accel_unicorn.layout import GENERAL
 _LONGEST = 15
 _SEGMENT_PREFIX = {0x26: "es", 0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x64: "fs", 0x65: "gs"}
 _OTHER_PREFIX = frozenset({0x66, 0xF0, 0xF2, 0xF3})
+#: Opcodes with an immediate of a byte, or of a word, behind their memory operand; two-byte ones without their 0x0f.
+_WITH_BYTE = frozenset({0x6B, 0x80, 0x82, 0x83, 0xC0, 0xC1, 0xC6})
+_WITH_WORD = frozenset({0x69, 0x81, 0xC7})
+#: SHLD and SHRD are not among them: Unicorn forgets their immediate as well, and it is where Unicorn reads that counts.
+_WITH_BYTE_0F = frozenset({0x3A, 0x70, 0x71, 0x72, 0x73, 0xBA, 0xC2, 0xC4, 0xC5, 0xC6})
 _BASES_16 = (("rbx", "rsi"), ("rbx", "rdi"), ("rbp", "rsi"), ("rbp", "rdi"), ("rsi",), ("rdi",), ("rbp",), ("rbx",))
 
 
@@ -63,15 +68,26 @@ def _operands(state: X86State, code: bytes) -> Iterator[int]:
         at += 1
     if long and at < len(code) and code[at] & 0xF0 == 0x40:
         rex, at = code[at], at + 1
+    behind = _immediate(code[at : at + 3], 4 if rex & 8 or 0x66 not in code[:at] else 2)
     if at < len(code) and code[at] == 0x0F:
         at += 2 if code[at + 1 : at + 2] in (b"\x38", b"\x3a") else 1
-    offset, base = _modrm(state, code[at + 1 :], bits, rex, at + 1)
+    offset, base = _modrm(state, code[at + 1 :], bits, rex, at + 1 + behind)
     mask = (1 << bits) - 1
     for name, value in ((segment or base, offset), (segment or "ds", state.rsi), ("es", state.rdi), ("ss", state.rsp)):
         start = 0 if long and name not in ("fs", "gs") else getattr(state, name).base
         yield (start + (value & mask)) & ((1 << 64) - 1 if long else 0xFFFF_FFFF)
     moffs = int.from_bytes(code[at + 1 : at + 1 + bits // 8], "little")
     yield moffs + (0 if long else getattr(state, segment or "ds").base)
+
+
+def _immediate(code: bytes, word: int) -> int:
+    """Return the bytes of the immediate behind a memory operand, which a relative one does not begin at."""
+    opcode, more = code[:1], code[1:2] or b"\0"
+    if opcode == b"\x0f":
+        return int(more[0] in _WITH_BYTE_0F)
+    if opcode in (b"\xf6", b"\xf7") and not more[0] & 0x30:  # TEST, of all that these are
+        return word if opcode == b"\xf7" else 1
+    return 1 if opcode and opcode[0] in _WITH_BYTE else word if opcode and opcode[0] in _WITH_WORD else 0
 
 
 def _modrm(state: X86State, code: bytes, bits: int, rex: int, before: int) -> tuple[int, str]:
@@ -97,7 +113,7 @@ def _modrm(state: X86State, code: bytes, bits: int, rex: int, before: int) -> tu
     elif low == 5 and mode == 0:
         base = None
         if state.cs.long:
-            # Relative to the next instruction; no immediate follows in what is read only.
+            # Relative to the next instruction.
             total = state.rip + before + at + 4
     if base is not None:
         total += getattr(state, GENERAL[base])

@@ -21,6 +21,8 @@ _BREAKPOINT, _DOUBLE_FAULT, _INVALID_TSS, _NOT_PRESENT, _PROTECTION, _PAGE_FAULT
 _CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
 _WITH_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 _OVERFLOW = 4
+#: Those after which nothing is tried again: traps, interrupts and aborts.
+_NO_FAULTS = frozenset({1, 2, 3, 4, 8, 18})
 
 _TF, _IF, _NT, _RF, _VM, _AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 
@@ -114,7 +116,8 @@ def _protected(state: X86State, vector: int, code: int, memory: GuestMemory, *, 
         raise _FaultError(_NOT_PRESENT, gate.selector & 0xFFFC)
     inner = privilege if target.type & 4 else target.dpl  # a conforming segment keeps the privilege
     stack, top = _stack(state, gate, inner, privilege, memory, long=long)
-    frame = [state.rip, state.cs.selector, state.rflags]
+    is_fault = not software and vector not in _NO_FAULTS
+    frame = [state.rip, state.cs.selector, state.rflags | (_RF if is_fault else 0)]
     if long or inner < privilege:
         frame += [state.rsp, state.ss.selector]
     if vector in _WITH_CODE and not software:

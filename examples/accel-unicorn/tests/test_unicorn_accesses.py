@@ -58,6 +58,15 @@ def test_unaligned_access_within_a_page_is_one_exit(bench, offset):
     assert one.vcpu.read_state().rcx == 0x0102_0304_0506_0708
 
 
+@pytest.mark.parametrize("offset", [0x1001, 0x1003, 0x1006])
+@pytest.mark.parametrize("size", [2, 4])
+def test_unaligned_read_of_fewer_bytes_finds_all_of_them(bench, offset, size):
+    at, prefix = HOLE + offset, b"\x66" * (size == 2)
+    one = bench(mov(RBX, at) + 2 * (prefix + b"\x8b\x0b") + HLT, mode="long64")  # mov cx or ecx, [rbx]
+    assert shapes(one.exits(0x0506_0708)) == 2 * [("r", at, size)]
+    assert one.vcpu.read_state().rcx == 0x0506_0708 & (1 << 8 * size) - 1
+
+
 def test_access_across_two_device_pages_is_two_exits(bench):
     at = HOLE + 0xFFD
     code = mov(RBX, at) + mov(RAX, 0x1122_3344_5566_7788) + 2 * b"\x48\x89\x03\x48\x8b\x0b" + HLT
@@ -177,3 +186,14 @@ def test_touching_more_unassigned_memory_than_device_pages_are_kept_for_goes_on(
     one = bench(code, mode="long64")
     assert len(shapes(one.exits(1))) == 300
     assert len(one.vcpu.backend.engine._chunks) <= 64
+
+
+@pytest.mark.parametrize(
+    ("opcode", "immediate"),
+    [(b"\x81\x3d", 4), (b"\x83\x3d", 1), (b"\xf7\x05", 4), (b"\x0f\xba\x25", 1), (b"\x3b\x0d", 0)],
+)
+def test_read_relative_to_rip_that_ends_on_a_device_is_of_what_lies_there(bench, opcode, immediate):
+    end = 16 << 20  # of RAM; the read begins two bytes before it
+    behind = 0x10_0000 + len(opcode) + 4 + immediate
+    code = opcode + (end - 2 - behind).to_bytes(4, "little") + bytes(immediate)  # cmp, cmp, test, bt, cmp
+    assert shapes(bench(code + HLT, mode="long64").exits()) == [("r", end, 2)]
