@@ -45,7 +45,8 @@ def test_demo_for_people_explains_what_it_shows(accelctl: Accelctl) -> None:
 
 
 def test_demo_without_kvm_runs_the_mock_and_says_how_to_get_kvm(accelctl_after: Accelctl) -> None:
-    done = accelctl_after(ABSENT, "demo", "--seconds", "1")
+    without = f"import os; os.environ['ACCEL_BLOCK_PLUGINS'] = 'unicorn'; {ABSENT}"
+    done = accelctl_after(without, "demo", "--seconds", "1")
     text = " ".join(done.stdout.decode().split())
     assert done.returncode == 0, text
     assert "on mock" in text

@@ -224,8 +224,8 @@ MUTANTS = [
         "kvm-undo-delete",
         "invariant: the guest met the gap",
         "accel.memory.slot_plan",
-        "        return self.ends_log or len(self.deletes) > (1 if last_is_delete else 0)",
-        "        return self.ends_log or overlaps(self.deletes, self.creates)",
+        "        return self.ends_log or taken_back\n",
+        "        return self.ends_log or overlaps(self.deletes, self.creates)\n",
     ),
     # what is counted as spurious
     _mutant(
