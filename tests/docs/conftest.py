@@ -4,11 +4,13 @@ What a code block is for stands in its language and in an HTML comment right bef
 
 ==================================  ========================================================================
 ``python``                          run; the blocks of a page share one namespace and one fresh folder
-``console``                         each line ``$ accelctl …`` or ``$ python -m accel… …`` is run and must
-                                    exit with 0; lines below it, if there are any, are what it prints
+``console``                         each line ``$ accelctl …``, ``$ python -m accel… …`` or ``$ python FILE.py``
+                                    is run and must exit with 0; lines below it, if there are any, are what it
+                                    prints; ``$ export …`` and ``$ unset …`` hold for what follows
 ``<!-- output -->``                 the block is what the block of Python before it prints
 ``<!-- file: NAME -->``             the block is written to NAME in the folder, and not run
 ``<!-- exit code: N -->``           the last command of the block exits with N
+``<!-- edit: NAME -->``             the block is written into NAME, which the page has begun; see `edit_page`
 ``<!-- not run: REASON -->``        the block is not run
 ``<!-- …, numbers vary -->``        a number other than 0 in what is printed stands for any other than 0
 ==================================  ========================================================================
@@ -56,6 +58,11 @@ class Block:
     def file(self) -> str:
         """The file that it is written to, or an empty string."""
         return self.comment.removeprefix("file:").strip() if self.comment.startswith("file:") else ""
+
+    @property
+    def edited(self) -> str:
+        """The file that it is written into, or an empty string."""
+        return self.comment.removeprefix("edit:").strip() if self.comment.startswith("edit:") else ""
 
     @property
     def is_output(self) -> bool:
@@ -106,7 +113,10 @@ class Page:
     def needs_kvm(self) -> bool:
         """Whether what is run on it asks for KVM, or runs a guest where the default is KVM."""
         code = (block.text for block in self.blocks if block.language in ("python", "console") and not block.skipped)
-        asks = re.compile(r"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*(?:mock|--dry-run))", re.MULTILINE)
+        # Workload files that say which accelerators they are for.
+        decided = [re.escape(block.file) for block in self.blocks if "accelerators = [" in block.text and block.file]
+        other = "|".join(("mock", "--dry-run", *decided))
+        asks = re.compile(rf"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*(?:{other}))", re.MULTILINE)
         return any(asks.search(text) for text in code)
 
     @property

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from edit_page import merged
+
 
 def main(steps_path: str, results_path: str) -> int:
     """Run the steps; return the exit code."""
@@ -28,6 +30,10 @@ def main(steps_path: str, results_path: str) -> int:
             target = Path(step["name"])
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(step["text"], encoding="utf-8")
+            results.append({})
+        elif step["kind"] == "edit":
+            target = Path(step["name"])
+            target.write_text(merged(target.read_text(encoding="utf-8"), step["text"]), encoding="utf-8")
             results.append({})
         elif step["kind"] == "command":
             results.append(_command(step["text"]))
@@ -42,6 +48,12 @@ def main(steps_path: str, results_path: str) -> int:
 
 def _command(text: str) -> dict[str, Any]:
     words = shlex.split(text, comments=True)
+    if words[0] in ("export", "unset"):
+        name, _, value = words[1].partition("=")
+        os.environ.pop(name, None)
+        if words[0] == "export":
+            os.environ[name] = value
+        return {"output": "", "code": 0}
     if words[0] == "python":
         words[0] = sys.executable
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_OURS = re.compile(r"(accelctl|python -m accel)\b")
+_OURS = re.compile(r"(accelctl|python -m accel|python \w+\.py|export|unset)\b")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NOT_ZERO = r"(?!0+(?:\.0+)?(?![\d.]))\d+(?:[.,]\d+)*"
 
@@ -28,6 +28,8 @@ def steps_of(page: Any) -> list[dict[str, Any]]:
             continue
         if block.file:
             steps.append(common | {"kind": "file", "name": block.file, "text": block.text})
+        elif block.edited:
+            steps.append(common | {"kind": "edit", "name": block.edited, "text": block.text})
         elif block.is_output:
             assert [one["kind"] for one in steps[-1:]] == ["python"], (
                 f"{page.name}:{block.line}: no Python stands before it"
@@ -96,7 +98,8 @@ def test_docs_page_runs_and_prints_what_it_shows(run_page, tmp_path):
         [sys.executable, "-W", "error", Path(__file__).with_name("run_page.py"), steps_path, results_path],
         check=False,
         cwd=folder,
-        env=os.environ | {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1"},
+        # No bytecode: of a file that is changed twice in a second, Python might take the old one.
+        env=os.environ | {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=110,
@@ -105,7 +108,7 @@ def test_docs_page_runs_and_prints_what_it_shows(run_page, tmp_path):
     results = json.loads(results_path.read_text(encoding="utf-8"))
     problems = []
     for step, result in zip(steps, results, strict=True):
-        if step["kind"] == "file":
+        if step["kind"] in ("file", "edit"):
             continue
         where = f"{run_page.name}:{step['line']}: {step['text'].splitlines()[0]}"
         if result["code"] != step["code"]:
@@ -123,7 +126,9 @@ def test_docs_blocks_that_are_not_run_say_why(page):
 
 
 def test_docs_comments_before_blocks_are_ones_that_mean_something(page):
-    known = re.compile(r"|output(, numbers vary)?|numbers vary|file: \S+|(numbers vary, )?exit code: \d+|not run: .+")
+    known = re.compile(
+        r"|output(, numbers vary)?|numbers vary|(file|edit): \S+|(numbers vary, )?exit code: \d+|not run: .+"
+    )
     for block in page.blocks:
         assert known.fullmatch(block.comment), f"{page.name}:{block.line}: what is '{block.comment}'?"
 
