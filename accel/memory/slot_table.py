@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from sortedcontainers import SortedDict
 
 from accel.address import AddressRange
-from accel.errors import MemorySlotError
+from accel.errors import AddressError, MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_plan import Slot
 
@@ -75,11 +75,19 @@ class SlotsByAddress:
 
         Returns:
             What was there before; None, with nothing done, where no slot is, or a read-only one for a write.
+
+        Raises:
+            AddressError: A slot ends between; nothing is done. Cut an access where a page ends.
         """
         with self.guard:
             slot = self.find(address)
             if slot is None or (slot.readonly and value is not None):
                 return None
+            if address + size > slot.gpa + slot.size:
+                raise AddressError(
+                    f"{size} bytes at {address:#x} go beyond the slot that ends at {slot.gpa + slot.size:#x}; make an "
+                    "access of each page"
+                )
             offset = slot.offset + address - slot.gpa
             data = slot.block.span(offset, size)
             old = int.from_bytes(data, "little")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import accel
 from accel.address import PAGE_SIZE, AddressRange
-from accel.errors import MemorySlotError
+from accel.errors import AddressError, MemorySlotError
 from accel.memory.dirty import DirtyClient
 from accel.memory.ram_block import RamBlock
 from accel.memory.slot_listener import SlotListener, SlotRules
@@ -97,6 +97,19 @@ def test_slots_by_address_access_does_what_bytes_do(
             wanted = (old + value if add else value) % 256**size
             model[at : at + size] = wanted.to_bytes(size, "little")
     assert block.view == model
+
+
+@pytest.mark.parametrize("value", [None, 7])
+def test_slots_by_address_access_beyond_a_slot_touches_nothing_of_the_block_behind_it(
+    block: RamBlock, value: int | None
+) -> None:
+    table = SlotsByAddress()
+    table.create(slot(block, 0x1000, 1, 1))
+    before = bytes(block.view)
+    with pytest.raises(AddressError, match="8 bytes at 0x1ffc go beyond the slot that ends at 0x2000"):
+        table.access(0x1FFC, 8, value)
+    assert block.view == before
+    assert table.access(0x1FF8, 8) is not None
 
 
 @pytest.fixture
