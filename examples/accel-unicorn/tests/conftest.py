@@ -1,8 +1,12 @@
-"""Machines on Unicorn with the devices that the example guests talk to, closed after the test whatever happened."""
+"""Machines on Unicorn with the devices that the example guests talk to, closed after the test whatever happened.
+
+And what makes this folder's tests run alone as well as with those of accel: the markers ``kvm`` and ``soak``.
+"""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,35 @@ import pytest
 import accel
 from accel.devices import DebugConsole, DebugExit, Serial
 
+# Modules that tests share lie beside them.
+sys.path.append(str(Path(__file__).parent))
+
 GUESTS = Path(__file__).resolve().parents[2] / "guests"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kvm: runs on real KVM as well; skipped with the reason where it is absent")
+    config.addinivalue_line("markers", "soak: takes minutes; left out unless asked for")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Treat the markers as the tests of accel do, which may run in the same process, for tests in this folder."""
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    if any(item.get_closest_marker("kvm") for item in here) and (reason := _why_no_kvm()):
+        for item in here:
+            if item.get_closest_marker("kvm"):
+                item.add_marker(pytest.mark.skip(reason=f"needs KVM: {reason}"))
+    if "soak" not in str(config.getoption("markexpr")):
+        left_out = [item for item in here if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _why_no_kvm() -> str:
+    from accel_kvm.plugin import KvmAccelerator
+
+    found = KvmAccelerator().probe()
+    return "" if found.ok else found.reason
 
 
 @attrs.define(eq=False)

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from attrs import frozen
+from attrs import field, frozen
+from x86_encoding import GENERAL, STATUS
+from x86_modes import CODE, DEVICE, RAM_SIZE, SEEN, memory_image
+from x86_sequences import Sequence
 
 import accel
-from accel.exits import Exit, Halt, Interrupted, IoIn, IoOut
-from x86_encoding import GENERAL, STATUS
-from x86_modes import CODE, RAM_SIZE, SEEN, Mode, memory_image
-from x86_sequences import Sequence
+from accel.exits import Exit, Halt, Interrupted, IoIn, IoOut, MmioRead, MmioWrite
 
 #: A sequence takes microseconds; one that jumps wildly is stopped.
 _PATIENCE_S = 5.0
+_MOST_ACCESSES = 1000
 _FLAGS = {"CF": 1 << 0, "PF": 1 << 2, "AF": 1 << 4, "ZF": 1 << 6, "SF": 1 << 7, "DF": 1 << 10, "OF": 1 << 11}
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss")
 
-PortAccess = tuple[str, int, int, int]
+Access = tuple[str, int, int, int]
 
 
 @frozen
@@ -29,17 +30,17 @@ class Outcome:
 
     Attributes:
         end: The exit with which it ended; `Halt` for those that do what they should.
-        registers: General registers, RIP and selectors, by name.
+        registers: General registers, RIP, CR2 and selectors, by name.
         flags: RFLAGS.
         memory: All RAM.
-        ports: Port accesses in order: direction, port, size and value.
+        accesses: To ports and the device page, in order: what, where, bytes and value.
     """
 
     end: str
-    registers: dict[str, int]
-    flags: int
-    memory: bytes
-    ports: tuple[PortAccess, ...]
+    registers: dict[str, int] = field(factory=dict)
+    flags: int = 0
+    memory: bytes = field(default=b"", repr=False)
+    accesses: tuple[Access, ...] = ()
 
 
 class Side:
@@ -49,10 +50,12 @@ class Side:
         self.name = name
         self._open = accel.open_accelerator(name)
         vm = self._open.create_vm()
-        self._ram = accel.MemoryRegion.ram("ram", RAM_SIZE)
-        vm.memory.add(self._ram, at=0)
+        for name, start, end in (("low", 0, DEVICE.start), ("high", DEVICE.end, RAM_SIZE)):
+            vm.memory.add(accel.MemoryRegion.ram(name, end - start), at=start)
+        self._memory = vm.memory
         self._vcpu = vm.create_vcpu(0)
-        self._ports: list[PortAccess] = []
+        self._accesses: list[Access] = []
+        self._answers = 0
 
     def run(self, sequence: Sequence) -> Outcome:
         """Return what `sequence` does here."""
@@ -60,23 +63,29 @@ class Side:
         image[SEEN.start : SEEN.end] = sequence.memory
         code = sequence.code
         image[CODE : CODE + len(code)] = code
-        self._ram.write(0, bytes(image))
+        self._memory.write(0, bytes(image[: DEVICE.start]))
+        self._memory.write(DEVICE.end, bytes(image[DEVICE.end :]))
         self._vcpu.write_state(sequence.mode.state(sequence.registers, sequence.flags))
         end = self._until_end()
+        if end != "halt":
+            return Outcome(end)
         state = self._vcpu.read_state()
-        registers = {name: getattr(state, name) for name in (*GENERAL, "rip")}
+        registers = {name: getattr(state, name) for name in (*GENERAL, "rip", "cr2")}
         registers |= {name: getattr(state, name).selector for name in _SEGMENTS}
-        return Outcome(end, registers, state.rflags, self._ram.read(0, RAM_SIZE), tuple(self._ports))
+        memory = self._memory.read(0, DEVICE.start) + bytes(DEVICE.size)
+        memory += self._memory.read(DEVICE.end, RAM_SIZE - DEVICE.end)
+        return Outcome(end, registers, state.rflags, memory, tuple(self._accesses))
 
     def _until_end(self) -> str:
-        self._ports = []
+        self._accesses, self._answers = [], 0
         stop = threading.Timer(_PATIENCE_S, self._vcpu.kick)
         stop.start()
         try:
-            while True:
+            while len(self._accesses) < _MOST_ACCESSES:
                 found = self._vcpu.run()
                 if not self._served(found):
                     return _describe(found)
+            return f"more than {_MOST_ACCESSES} accesses"
         finally:
             stop.cancel()
             stop.join()
@@ -85,18 +94,23 @@ class Side:
         match found:
             case IoOut(port, size, count, data):
                 for at in range(0, size * count, size):
-                    self._ports.append(("out", port, size, int.from_bytes(data[at : at + size], "little")))
+                    self._accesses.append(("out", port, size, int.from_bytes(data[at : at + size], "little")))
             case IoIn(port, size, count):
-                values = [self._answer(port, size) for _ in range(count)]
+                values = [self._answer("in", port, size) for _ in range(count)]
                 found.reply(b"".join(value.to_bytes(size, "little") for value in values))
+            case MmioWrite(address, size, value):
+                self._accesses.append(("write", address, size, value))
+            case MmioRead(address, size):
+                found.reply(self._answer("read", address, size))
             case _:
                 return False
         return True
 
-    def _answer(self, port: int, size: int) -> int:
-        """Return what a port reads: something else each time."""
-        value = (port * 0x9E37_79B9 + len(self._ports) * 0x85EB_CA6B >> 3) & (1 << 8 * size) - 1
-        self._ports.append(("in", port, size, value))
+    def _answer(self, kind: str, address: int, size: int) -> int:
+        """Return what a port or device page reads: something else each time."""
+        self._answers += 1
+        value = (address * 0x9E37_79B9_7F4A_7C15 + self._answers * 0x85EB_CA6B >> 3) & (1 << 8 * size) - 1
+        self._accesses.append((kind, address, size, value))
         return value
 
     def close(self) -> None:
@@ -135,14 +149,37 @@ def differences(sequence: Sequence, one: Outcome, other: Outcome) -> list[str]:
     mask = ~(STATUS & ~sequence.defined)
     if (one.flags ^ other.flags) & mask:
         found.append(f"flags: {show_flags(one.flags & mask)} | {show_flags(other.flags & mask)}")
-    if one.ports != other.ports:
-        found.append(f"ports: {one.ports} | {other.ports}")
+    ours, theirs = joined(one.accesses), joined(other.accesses)
+    for number in range(max(len(ours), len(theirs))):
+        here, there = ours[number : number + 1], theirs[number : number + 1]
+        if here != there:
+            found.append(f"access {number}: {_show(here)} | {_show(there)}")
+            break
     if one.memory != other.memory:
         places = [at for at in range(RAM_SIZE) if one.memory[at] != other.memory[at]]
         found += [f"[{at:#x}]: {one.memory[at]:#04x} | {other.memory[at]:#04x}" for at in places[:16]]
         if len(places) > 16:
             found.append(f"and {len(places) - 16} more bytes of memory")
     return found
+
+
+def joined(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
+    """Return the same with writes that follow each other in time and place made one.
+
+    A write that begins in memory and ends on a device page comes out of Unicorn byte by byte.
+    """
+    found: list[Access] = []
+    for access in accesses:
+        kind, address, size, value = access
+        if found and kind == "write" == found[-1][0] and found[-1][1] + found[-1][2] == address:
+            _, start, before, low = found.pop()
+            access = (kind, start, before + size, low | value << 8 * before)
+        found.append(access)
+    return tuple(found)
+
+
+def _show(accesses: tuple[Access, ...]) -> str:
+    return ", ".join(f"{kind} {size} at {address:#x}: {value:#x}" for kind, address, size, value in accesses) or "none"
 
 
 def show_flags(flags: int) -> str:
@@ -171,7 +208,3 @@ def report(sequence: Sequence, sides: tuple[Side, Side]) -> str:
     lines.append(f"  and flags {show_flags(sequence.flags)}; compared in the end: {show_flags(sequence.defined)}")
     lines += ["  " + line for line in differences(sequence, one, other)]
     return "\n".join(lines)
-
-
-def mode_of(sequence: Sequence) -> Mode:
-    return sequence.mode

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from x86_encoding import CF, CX, STATUS, ZF, Effect, Instruction, Reg
-from x86_forms_data import CONDITIONS
+from x86_encoding import BX, CF, CX, STATUS, ZF, Effect, EncodingError, Instruction, Mem, Reg
+from x86_forms_data import CONDITIONS, define_flags
 from x86_operands import Operands
 from x86_sequences import Block, Flow, Jump, Node, Part, Place
 
@@ -51,15 +51,17 @@ def _counter(o: Operands) -> tuple[bytes, str]:
 
 
 def loop(o: Operands, defined: int, body: Body) -> Block:
-    """Count down."""
+    """Count down. After LOOPE and LOOPNE the flags are defined anew, see `known_differences`."""
     o.begin()
+    o.fixed(CX)
     prefix, name = _counter(o)
     rounds, word = o.source.randint(1, _MOST_ROUNDS), o.mode.word
     ignored = {"jcxz": o.value() & ~0xFFFF, "jecxz": o.value() & ~0xFFFF_FFFF, "jrcxz": 0}[name]
     head = o.load(CX, rounds | ignored, word)
     suffix, opcode, reads = o.source.choice([("", 0xE2, 0), ("e", 0xE1, ZF), ("ne", 0xE0, ZF)])
     jump = Jump(f"loop{suffix} by {name[1:-1]}", prefix + bytes([opcode]), 1, Place.BODY, Effect(reads))
-    return Block(f"loop{suffix}", Flow.LOOP, (head,), body((CX,), defined), (jump,))
+    tail = (jump, define_flags(o)) if suffix else (jump,)
+    return Block(f"loop{suffix}", Flow.LOOP, (head,), body((CX,), defined), tail)
 
 
 def count_down(o: Operands, defined: int, body: Body) -> Block:
@@ -93,12 +95,12 @@ def _call(o: Operands) -> list[Part]:
     return [address, o.op("call", b"\xff", reg.size, reg, rm=reg, reg=2, wide=False)]
 
 
-def _address(o: Operands) -> tuple[Jump, Reg]:
-    """Return what loads the body's address into a register."""
+def _address(o: Operands, place: Place = Place.BODY) -> tuple[Jump, Reg]:
+    """Return what loads an address into a register."""
     size = o.mode.bits // 8
     reg = o.reg(size)
     load = o.load(reg.number, 0, size)
-    return Jump(f"mov {reg},", load.code[:-size], size, Place.BODY, absolute=True), reg
+    return Jump(f"mov {reg},", load.code[:-size], size, place, absolute=True), reg
 
 
 def indirect(o: Operands, defined: int, body: Body) -> Block:
@@ -112,4 +114,19 @@ def indirect(o: Operands, defined: int, body: Body) -> Block:
     return Block("indirect jmp", Flow.ONCE, (address, *jump, never), body((), defined))
 
 
-BLOCKS = (conditional, conditional, always, if_counter, loop, count_down, call, indirect)
+def changes_itself(o: Operands, defined: int, body: Body) -> Block:
+    """Change the constant of the instruction behind the body. Code is where data is, but for segment bases."""
+    if o.mode.base("ds") or o.mode.base("ss"):
+        raise EncodingError
+    o.begin()
+    o.fixed(BX)
+    address, reg = _address(o, Place.TAIL)
+    constant = Mem(1, o.mode.bits // 8, base=reg.number, disp=1, disp_size=1)
+    (old, shown_old), (new, shown) = o.imm(1), o.imm(1)
+    store = o.op("mov", b"\xc6", 1, constant, shown, rm=constant, imm=new)
+    target = Reg(BX, 1)
+    load = o.op("mov", b"\xb0", 1, target, shown_old, low=target, imm=old)
+    return Block("changed code", Flow.ONCE, (address, store), body((BX,), defined), (load,))
+
+
+BLOCKS = (conditional, conditional, always, if_counter, loop, count_down, call, indirect, changes_itself)

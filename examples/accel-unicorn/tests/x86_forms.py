@@ -7,11 +7,11 @@ such as an OR before a division. Which flags each defines is the manual's (Intel
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attrs import frozen
-
 from x86_encoding import AF, AX, CF, CX, DX, OF, PF, SF, STATUS, ZF, Effect, Instruction, Mem, Reg
+from x86_modes import Mode
 from x86_operands import Operands
 
 Draw = Callable[[Operands], list[Instruction]]
@@ -26,23 +26,30 @@ class Form:
         name: What the unit is called.
         draw: Draws its instructions; may raise EncodingError, for another try.
         bits: Code segments in which it exists.
+        real: Whether it exists in real mode, too; None for only there.
         moves_stack: Whether the stack pointer is another after it.
     """
 
     name: str
     draw: Draw
-    bits: tuple[int, ...]
+    bits: tuple[int, ...] = (16, 32, 64)
+    real: bool | None = True
     moves_stack: bool = False
+
+    def exists(self, mode: Mode) -> bool:
+        """Return whether it can be drawn in a mode."""
+        is_real = mode.name == "real16"
+        return mode.bits in self.bits and (is_real if self.real is None else self.real or not is_real)
 
 
 FORMS: dict[str, Form] = {}
 
 
-def form(name: str, *, bits: tuple[int, ...] = (16, 32, 64), moves_stack: bool = False) -> Callable[[_D], _D]:
-    """Register a form under `name`."""
+def form(name: str, *, among: dict[str, Form] = FORMS, **more: Any) -> Callable[[_D], _D]:
+    """Register a form under `name`; `more` are attributes of `Form`."""
 
     def register(draw: _D) -> _D:
-        FORMS[name] = Form(name, draw, bits, moves_stack)
+        among[name] = Form(name, draw, **more)
         return draw
 
     return register

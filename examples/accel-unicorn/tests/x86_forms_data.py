@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from x86_encoding import AF, AX, BX, CF, DX, OF, PF, SF, SP, STATUS, ZF, Effect, Instruction, Reg
-from x86_forms import ALL, LOCK, form, with_lock
+from x86_encoding import AF, AX, BX, CF, CX, DX, OF, PF, SF, SP, STATUS, ZF, Effect, Instruction, Reg
+from x86_forms import ALL, LOCK, LOGIC, form, with_lock
 from x86_operands import Operands
 
 #: Conditions by number, and the flags that they read.
@@ -25,6 +25,13 @@ CONDITIONS = (
     ("le", SF | OF | ZF),
     ("g", SF | OF | ZF),
 )
+
+
+def define_flags(o: Operands) -> Instruction:
+    """Return an instruction that defines all flags and changes nothing else."""
+    reg = Reg(SP, 4)
+    return o.op("cmp", b"\x83", 4, reg, "0x12", rm=reg, reg=7, imm=b"\x12", effect=ALL)
+
 
 # moves and conversions
 
@@ -251,3 +258,15 @@ def _scan(name: str, opcode: int) -> None:
 
 _scan("bsf", 0xBC)
 _scan("bsr", 0xBD)
+
+
+@form("loop on a condition")
+def _loop(o: Operands) -> list[Instruction]:
+    """Of one instruction, which the last round leaves by the counter."""
+    o.set(CX, o.source.randint(1, 3))
+    size = o.size(2)
+    reg = o.reg(size, avoid=(CX,))
+    shift = o.op("shl", b"\xd1", size, reg, "1", rm=reg, reg=4, effect=LOGIC)
+    name, opcode = o.source.choice([("loope", 0xE1), ("loopne", 0xE0)])
+    back = len(shift.code) + 2
+    return [shift, o.op(name, bytes([opcode, 0x100 - back]), 0, f"{-back}", effect=Effect(ZF))]

@@ -1,4 +1,4 @@
-"""The last forms: the stack, flags, decimal arithmetic, strings and ports."""
+"""More forms: the stack, flags, decimal arithmetic, strings and ports."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import struct
 from functools import cache
 
 from attrs import evolve, field, frozen
+from x86_encoding import DF, GENERAL, STATUS
 
 from accel import AddressRange, X86State
 from accel.arch.x86 import FLAT_CODE, FLAT_DATA, LONG_CODE, NO_IDT, X86Segment, X86Table
 from accel.arch.x86_paging import page_tables
-from x86_encoding import DF, GENERAL, STATUS
 
 RAM_SIZE = 0x2_0000
 IDT, GDT, HANDLERS = 0x2000, 0x2400, 0x2800
@@ -25,6 +25,8 @@ STACK = AddressRange(0x6000, 0x7000)
 #: What sequences may change.
 SEEN = AddressRange(DATA.start, STACK.end)
 CODE = 0x8000
+#: A page without memory, for accesses that become exits.
+DEVICE = AddressRange(0xA000, 0xB000)
 TABLES = 0x1_0000
 _MAPPED = 0x1_0000
 #: Where long mode has the same memory once more, beyond what 32 bits reach.

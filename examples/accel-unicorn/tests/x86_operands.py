@@ -6,9 +6,8 @@ import random
 from collections.abc import Iterable
 
 from attrs import define, field
-
 from x86_encoding import BP, PAIRS_16, SP, EncodingError, Instruction, Mem, Reg, immediate, instruction
-from x86_modes import DATA, HIGH, Mode, random_value
+from x86_modes import DATA, DEVICE, HIGH, Mode, random_value
 
 _HIGH_MIDDLE = (DATA.start + DATA.end) // 2
 
@@ -19,6 +18,7 @@ class Operands:
 
     Attributes:
         keep: Registers that must not be written.
+        device: Whether operands may lie in the device page, too, or on its border.
         setup: The instructions that what was drawn since `begin` needs before it.
         used: Registers that these set, or that were drawn as fixed.
     """
@@ -26,6 +26,7 @@ class Operands:
     source: random.Random
     mode: Mode
     keep: frozenset[int] = frozenset()
+    device: bool = False
     setup: list[Instruction] = field(factory=list)
     used: set[int] = field(factory=set)
 
@@ -35,7 +36,7 @@ class Operands:
 
     def within(self, keep: Iterable[int]) -> Operands:
         """Return the same for code that must not write these registers either."""
-        return Operands(self.source, self.mode, self.keep | frozenset(keep))
+        return Operands(self.source, self.mode, self.keep | frozenset(keep), self.device)
 
     def chance(self, one_in: int) -> bool:
         return not self.source.randrange(one_in)
@@ -99,6 +100,11 @@ class Operands:
 
     def place(self, size: int, *, aligned: bool = False, margin: int = 0) -> int:
         """Return a linear address of `size` bytes in the window; often at the page border in its middle."""
+        if self.device and self.chance(2):
+            found = self.source.randrange(DEVICE.start + margin, DEVICE.end - size - margin)
+            if not aligned and self.chance(4):
+                found = self.source.choice([DEVICE.start, DEVICE.end]) - self.source.randrange(size)
+            return found & -size if aligned else found
         start, end = DATA.start + margin, DATA.end - size - margin
         if aligned:
             return self.source.randrange(start, end) & -size

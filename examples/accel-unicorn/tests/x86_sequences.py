@@ -11,7 +11,6 @@ import enum
 from collections.abc import Iterator
 
 from attrs import evolve, field, frozen
-
 from x86_encoding import STATUS, Effect, EncodingError, Instruction, UndefinedFlagError
 from x86_modes import CODE, Mode
 
