@@ -11,6 +11,7 @@ says what that asks for); the VM sees to it that it does stand.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,8 +24,14 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 from unicorn.unicorn_py3.unicorn import UcError as UcError
 
+from accel.errors import BackendError
 from accel_unicorn.switch import EPOCH, Switch, routines
 
+#: Bytes for translated code; once they are full, all of it is translated anew. Unicorn takes a GiB unless told, and a
+#: guest that changes its own code fills whatever it gets.
+_CODE_BUFFER = 64 << 20
+#: What else an engine allocates when it is made, and a little more.
+_REST = 16 << 20
 #: Bytes that one first access to unassigned memory makes device pages of, at most.
 _CHUNK = 2 << 20
 #: Most chunks at a time; the guest may touch as much as it likes, the list must not grow with it.
@@ -48,6 +55,9 @@ def error_text(error: int) -> str:
 class Engine:
     """An engine that knows no Python: its hooks switch stacks.
 
+    Raises:
+        BackendError: There is no memory for it, or none that can be executed.
+
     Attributes:
         switch: How it is entered.
         epoch: Goes up with each change of its memory map.
@@ -56,7 +66,17 @@ class Engine:
     """
 
     def __init__(self) -> None:
+        _check_memory()
+        try:
+            self._open()
+        except (OSError, UcError) as error:
+            raise BackendError("Unicorn", getattr(error, "errno", None) or errno.ENOMEM, str(error)) from error
+
+    def _open(self) -> None:
         self._uc: Any = cast(Any, Uc)(uc.UC_ARCH_X86, uc.UC_MODE_64)
+        # Unicorn's binding closes what is left when the process ends, also an engine that a thread is still in.
+        vars(self._uc)["_Uc__finalizer"].atexit = False
+        self._uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self._handle = self._uc._uch
         # Start → end of device pages, and what their reads are given: the control block's address and their own.
         self._chunks = SortedDict()
@@ -216,6 +236,21 @@ class Engine:
     def close(self) -> None:
         """Release it; it is not entered any more, even if it stands in a hook."""
         self._uc = None
+
+
+def _check_memory() -> None:
+    """Raise BackendError if there is no memory for another engine: Unicorn would end the process."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        mmap.mmap(-1, _CODE_BUFFER + _REST, flags=flags, prot=protection).close()
+    except OSError as error:
+        raise BackendError(
+            "mmap",
+            error.errno or 0,
+            f"Unicorn needs {_CODE_BUFFER + _REST >> 20} MiB for each vCPU, which it writes and executes code in; "
+            "raise the limit of address space, or allow such memory",
+        ) from error
 
 
 def _check(error: int) -> None:

@@ -67,11 +67,11 @@ class StandingVcpu(VcpuBackend):
         while self.finish() != _INTERRUPTED:
             pass
         if self._place == BETWEEN:
-            self._turn.take(self._words)
             try:
+                self._turn.take(self._words)
                 self._leave_emulation()
             finally:
-                self._turn.give()
+                self._turn.give(self._words)
 
     def save(self) -> bytes:
         """Return the whole state of the CPU, for `restore` on this vCPU; nothing is left to complete."""

@@ -18,7 +18,7 @@ from accel_unicorn.engine import Engine, UcError, error_text
 from accel_unicorn.slots import UnicornSlots
 from accel_unicorn.standing import BETWEEN, WITHIN, StandingVcpu
 from accel_unicorn.state import exception_details
-from accel_unicorn.switch import ATTENTION, FIRST, FOURTH, REPLY, SECOND, THIRD
+from accel_unicorn.switch import ATTENTION, EVENT, FIRST, FOURTH, REPLY, SECOND, THIRD
 from accel_unicorn.turn import Turn
 
 _IO, _MMIO, _HALT = int(ExitKind.IO), int(ExitKind.MMIO), int(ExitKind.HALT)
@@ -51,14 +51,22 @@ class UnicornVcpu(StandingVcpu):
         events[switch.SYSCALL] = self._system_call
         self._events = events
         self._enter = engine.switch.enter
+        self._owner, self._queue = turn.owner, turn.queue
 
     def run(self) -> int:
         """Enter the guest until it comes out; see `VcpuBackend.run`."""
-        self._turn.take(self._words)
+        words, owner = self._words, self._owner
         try:
+            # As `Turn.take` does it.
+            if self._queue or owner.setdefault(0, words) is not words:
+                self._turn.wait(words)
             if self._access is not None:
                 self._answer()
-            kind = self._enter()
+            try:
+                kind = self._enter()
+            except BaseException:
+                self._enter = self._missed
+                raise
             if kind <= _MMIO:  # an exit as it stands
                 self._place = WITHIN
                 return kind
@@ -66,7 +74,14 @@ class UnicornVcpu(StandingVcpu):
         except UcError as error:
             raise BackendError("Unicorn", 0, str(error)) from error
         finally:
-            self._turn.give()
+            # As `Turn.give` does it, but without a call before the turn is given, behind which an interrupt may come.
+            try:
+                if owner[0] is words:
+                    del owner[0]
+            except KeyError:  # one came before it had the turn
+                pass
+            if self._queue:
+                self._turn.hand_on()
 
     def _come_out(self, event: int) -> int:
         events = self._events
@@ -74,7 +89,16 @@ class UnicornVcpu(StandingVcpu):
             kind = events[event]()
             if kind is not None:
                 return kind
-            event = self._enter()
+            try:
+                event = self._enter()
+            except BaseException:
+                self._enter = self._missed
+                raise
+
+    def _missed(self) -> int:
+        """Return what the engine came out with at an interrupt (Ctrl-C), whose exception took its place."""
+        self._enter = self.engine.switch.enter
+        return int(self._words[EVENT])
 
     def kick(self, thread_id: int) -> None:
         """Have the engine stop before its next instruction."""
@@ -127,16 +151,20 @@ class UnicornVcpu(StandingVcpu):
         if self._accesses.restarting:
             # An instruction that was begun anew; its accesses are served, so it is to be completed first.
             return None
+        self._place = BETWEEN
+        return self._look_up()
+
+    def _look_up(self) -> int | None:
+        """Between two instructions: see who wanted the engine to stop."""
         words = self._words
         words[ATTENTION] = 0
-        self._place = BETWEEN
         if self._finishing:
             return _INTERRUPTED
         if self._kicked:
             self._kicked = False
             return _INTERRUPTED
         if self._turn.wanted:
-            self._turn.give()
+            self._turn.give(words)
             self._turn.take(words)
         return None
 
@@ -222,7 +250,8 @@ class UnicornVcpu(StandingVcpu):
             self._problem, self._fault = f"triple fault (exception {vector}, error code {code:#x})", None
             return _SHUTDOWN
         self._set(state)
-        return None
+        # A handler that cannot be fetched is another exception, and so on for ever without a single instruction.
+        return self._look_up() if self._words[ATTENTION] else None
 
     def _system_call(self) -> int | None:
         state = self.read_state()

@@ -216,3 +216,19 @@ def test_exception_after_a_handled_one_is_no_double_fault(bench):
     gates = {0: long_gate(HANDLER)}
     one = in_long_mode(bench, b"\x31\xc9" + 3 * b"\xf7\xf1" + b"\xf4", gates, skip, rax=7)
     assert [type(found) for found in one.exits()] == [accel.IoOut] * 3 + [accel.Halt]
+
+
+def test_exceptions_whose_handler_cannot_be_fetched_can_be_kicked(bench):
+    """Page faults for ever on a stack that is always the same one: no instruction is ever begun."""
+    nowhere = long_gate(0x80_0000_0000, stack=1)
+    one = in_long_mode(
+        bench,
+        b"\x0f\x0b",
+        {6: nowhere, 14: nowhere},
+        tr=X86Segment(base=TSS, limit=0x67, selector=0x18, type=0xB, s=False),
+    )
+    one.machine.memory.write(TSS + 0x24, (0x26_0000).to_bytes(8, "little"))
+    run = one.machine.start()
+    one.machine.memory.add(accel.MemoryRegion.ram("more", "4K"), at=0x1000_0000)
+    run.stop()
+    assert run.done
