@@ -21,7 +21,7 @@ from accel.memory.address_space import AddressSpace
 from accel.memory.backing import Backing
 from accel.memory.ram_block import check_host_memory
 from accel.memory.transaction import Atomic
-from accel.plugin_calls import MachinePlugins, create_vcpus, create_vm, loaders
+from accel.plugin_calls import MachinePlugins, accelerator_blamed, create_vcpus, create_vm, loaders
 from accel.plugins import open_accelerator
 from accel.program import GuestProgram
 from accel.result import RunResult
@@ -198,8 +198,9 @@ class Machine:
         executes = self._opened.accelerator.executes
         if isinstance(image, GuestProgram):
             if "program" in executes:
-                for vcpu in self.vm.vcpus:
-                    vcpu.load_program(image)
+                with accelerator_blamed(self._opened.accelerator):
+                    for vcpu in self.vm.vcpus:
+                        vcpu.load_program(image)
                 self._devices.reset()
                 return
             from accel.loaders.program import program_image
@@ -228,7 +229,7 @@ class Machine:
             raise StateError("the machine runs already; stop it first")
         if self._run is not None:
             self._run.settle()  # what it came to was told, or nobody asked
-        self._run = Run(self.vm, self.accelerator, self._devices.flush)
+        self._run = Run(self.vm, self._opened.accelerator, self._devices.flush)
         self._run.start()
         return self._run
 
@@ -263,7 +264,8 @@ class Machine:
         Raises:
             InhibitTimeoutError: A vCPU did not come out; nothing is released under it, and close may be retried.
             StateError: Called inside a transaction or by a device handler.
-            PluginError: A plugin failed when it was told; everything is released, and all plugins were told.
+            PluginError: A plugin failed when it was told, or the accelerator did; everything else is released, and all
+                plugins were told.
         """
         if self._closed:
             return
@@ -276,7 +278,7 @@ class Machine:
         with ExitStack() as stack:  # all of it happens, whatever raises
             stack.callback(self._plugins.closed)
             stack.callback(self.ram.release)
-            stack.callback(self._opened.close)
+            stack.callback(self._close_vm)
             stack.callback(self._devices.close)
 
     def __enter__(self) -> Self:
@@ -301,6 +303,10 @@ class Machine:
         return lambda level: self.vm.set_irq(number, level)
 
     # details
+
+    def _close_vm(self) -> None:
+        with accelerator_blamed(self._opened.accelerator):
+            self._opened.close()
 
     def _check_open(self) -> None:
         if self._closed:

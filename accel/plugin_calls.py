@@ -18,24 +18,21 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 from attrs import evolve
 
+from accel.backend import Accelerator
+from accel.backend_checks import ContractError
 from accel.devices.base import Device, DeviceType
 from accel.errors import AccelError, PluginError
 from accel.loaders.image import Image, Loader
 from accel.memory.listener import MemoryListener
-from accel.plugin_checks import described, shown
-from accel.plugin_manager import BUILTIN, PluginInfo
-from accel.plugins import BLOCK_VARIABLE, plugin_manager
+from accel.plugin_checks import described, one_line, place_of, shown
+from accel.plugin_info import BUILTIN, PluginInfo, without
+from accel.plugins import plugin_manager
 from accel.vm import OpenAccelerator, Vm
 
 if TYPE_CHECKING:
     from accel.machine import Machine
 
 _log = logging.getLogger("accel.plugins")
-
-
-def without(plugin: str) -> str:
-    """Return how to do without a plugin."""
-    return f"to do without it: accelctl -p no:{plugin}, or {BLOCK_VARIABLE}={plugin}"
 
 
 @contextmanager
@@ -60,7 +57,7 @@ def blamed(plugin: str, what: str, *, refuses: bool = True) -> Iterator[None]:
             raise
         info = plugin_manager().info(plugin)
         if not isinstance(error, AccelError):
-            raise _problem(info, f"{what} failed: {described(error, info.module, info.file)}") from error
+            raise _failure(info, what, error) from error
         if refuses and not isinstance(error, PluginError) and error.origin is None:
             error.origin = f"{what} of {_origin(info)}"
         raise
@@ -68,6 +65,12 @@ def blamed(plugin: str, what: str, *, refuses: bool = True) -> Iterator[None]:
 
 def _origin(info: PluginInfo) -> str:
     return f"plugin '{info.name}' from {info.distribution}; {without(info.name)}"
+
+
+def _failure(info: PluginInfo, what: str, error: BaseException) -> PluginError:
+    if isinstance(error, ContractError):
+        return _problem(info, f"{what} breaks the contract: {one_line(str(error))}")
+    return _problem(info, f"{what} failed: {described(error, info.module, info.file)}")
 
 
 def _problem(info: PluginInfo, text: str) -> PluginError:
@@ -178,15 +181,37 @@ def create_vm(opened: OpenAccelerator, *, irqchip: bool, pit: bool) -> Vm:
         PluginError: The accelerator raised something else than an AccelError, or returned what it must not.
         AccelError: It refuses.
     """
-    with blamed(plugin_manager().source(opened.accelerator), f"accelerator '{opened.name}'", refuses=False):
+    with accelerator_blamed(opened.accelerator):
         return opened.create_vm(irqchip=irqchip, pit=pit)
 
 
 def create_vcpus(vm: Vm, opened: OpenAccelerator, count: int) -> None:
     """Create the vCPUs of a machine; raises as `create_vm` does."""
-    with blamed(plugin_manager().source(opened.accelerator), f"accelerator '{opened.name}'", refuses=False):
+    with accelerator_blamed(opened.accelerator):
         for index in range(count):
             vm.create_vcpu(index)
+
+
+def accelerator_failure(accelerator: Accelerator, error: BaseException) -> BaseException:
+    """Return what an accelerator failed with while a machine ran, as an error that names its plugin.
+
+    An AccelError is returned as it is, and so is what did not come out of the plugin's code.
+    """
+    plugin = plugin_manager().source(accelerator)
+    info = plugin_manager().info(plugin)
+    its_own = isinstance(error, ContractError) or place_of(error, info.module) is not None
+    if isinstance(error, AccelError) or plugin == BUILTIN or not its_own:
+        return error
+    named = _failure(info, f"accelerator '{accelerator.name}'", error)
+    named.__cause__ = error
+    return named
+
+
+@contextmanager
+def accelerator_blamed(accelerator: Accelerator) -> Iterator[None]:
+    """Do the same with whatever is raised inside."""
+    with blamed(plugin_manager().source(accelerator), f"accelerator '{accelerator.name}'", refuses=False):
+        yield
 
 
 def create_device(kind: DeviceType, values: dict[str, object]) -> Device:

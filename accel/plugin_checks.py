@@ -6,6 +6,7 @@ Pure checks. The line says what is wrong and what would be right; who the plugin
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import traceback
@@ -18,8 +19,10 @@ from accel.backend import Accelerator
 from accel.options import Option, nearest
 
 #: Names are written in lists with commas, and before a dot as in ``-o kvm.hold=unsafe``.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-#: Longest that the words of a foreign error are in a message.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+#: Names of plugins are written in lists with commas, and behind ``-p no:``.
+_PLUGIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+#: Longest that the words of a foreign error, or a summary, are in a message.
 _LONGEST = 300
 
 
@@ -43,7 +46,18 @@ def contract_problem(manager: pluggy.PluginManager, plugin: object) -> str | Non
             problems.append(f"{hook} takes {names}, which the hook does not give; it gives: {', '.join(given)}")
         elif implementation.wrapper or implementation.hookwrapper:
             problems.append(f"{hook} cannot be a wrapper; each plugin's is called by itself")
+        elif lazy := _lazy_problem(hook, implementation.function):
+            problems.append(f"{hook} {lazy}")
     return "; ".join(problems) or None
+
+
+def _lazy_problem(hook: str, function: Any) -> str | None:
+    """Return why calling a function would do nothing, or None. Listeners may come out of a generator."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return "is async, and nobody would await it; write def"
+    if inspect.isgeneratorfunction(function) and hook != "accel_memory_listeners":
+        return "has a yield, so calling it does nothing; leave that out"
+    return None
 
 
 def implementations(manager: pluggy.PluginManager, plugin: object) -> Iterable[tuple[str, pluggy.HookImpl]]:
@@ -73,6 +87,15 @@ def missing_hooks(manager: pluggy.PluginManager, plugin: object) -> str | None:
     return "implements no hook; is this the right module? Hooks are functions with @accel.hookimpl before them"
 
 
+def plugin_name_problem(name: str, builtin: str) -> str | None:
+    """Return why a plugin cannot be called so, or None: it could not be switched off by a name that lists part."""
+    if name == builtin:
+        return f"the name '{builtin}' stands for what is built in; rename it"
+    if not _PLUGIN_NAME.fullmatch(name):
+        return "a plugin's name is made of letters, digits, '-', '_' and '.', at most 64; rename it"
+    return None
+
+
 # what is registered
 
 
@@ -86,7 +109,8 @@ def registered_problem(hook: str, thing: object) -> str | None:
     kind = DeviceType if hook == "accel_register_devices" else Loader
     if not isinstance(thing, kind):
         return f"{shown(thing)} is no {kind.__name__}"
-    return _name_problem(thing) or (_options_problem(thing.options) if isinstance(thing, DeviceType) else None)
+    problem = _name_problem(thing) or _summary_problem(thing)
+    return problem or (_options_problem(thing.options) if isinstance(thing, DeviceType) else None)
 
 
 def accelerator_problem(thing: object) -> str | None:
@@ -100,8 +124,10 @@ def accelerator_problem(thing: object) -> str | None:
         return problem
     if not isinstance(executes, Set) or not all(isinstance(one, str) for one in executes):
         return f"{shown(thing)}.executes is {shown(executes)}; it must be a frozenset, as frozenset({{'program'}})"
-    if not isinstance(thing.summary, str) or type(thing.priority) is not int:
-        return f"{shown(thing)}: its summary must be text and its priority a whole number"
+    if problem := _summary_problem(thing):
+        return problem
+    if type(thing.priority) is not int:
+        return f"{shown(thing)}.priority is {shown(thing.priority)}; it must be a whole number"
     return _options_problem(thing.options)
 
 
@@ -109,7 +135,14 @@ def _name_problem(thing: object) -> str | None:
     name = getattr(thing, "name", None)
     if isinstance(name, str) and _NAME.fullmatch(name):
         return None
-    return f"{shown(thing)}.name is {shown(name)}; it must be letters, digits, '-' and '_'"
+    return f"{shown(thing)}.name is {shown(name)}; it must be letters, digits, '-' and '_', at most 64"
+
+
+def _summary_problem(thing: Any) -> str | None:
+    summary = thing.summary
+    if isinstance(summary, str) and summary.isprintable() and len(summary) <= _LONGEST:
+        return None
+    return f"{shown(thing)}.summary is {shown(summary)}; it must be a line of text, at most {_LONGEST} characters"
 
 
 def _options_problem(options: object) -> str | None:
@@ -135,7 +168,7 @@ def availability_problem(answer: object) -> str | None:
         return f"its probe returned ok={shown(ok)} and reason={shown(reason)}; they are a bool and text"
     if not isinstance(capabilities, Set) or not all(isinstance(one, str) for one in capabilities):
         return f"its probe returned capabilities={shown(capabilities)}; they are a set of accel.Capability"
-    if not isinstance(details, Mapping):
+    if not isinstance(details, Mapping) or not all(isinstance(one, str) for one in [*details, *details.values()]):
         return f"its probe returned details={shown(details)}; they are a dict of texts"
     return None
 
@@ -166,11 +199,16 @@ def described(error: BaseException, module: str = "", path: str = "") -> str:
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{kind}: {error.msg} ({_place(error.filename, error.lineno, path)})"
     try:
-        words = " ".join(str(error).split())
-    except Exception as second:  # noqa: BLE001 - of a plugin, too
+        words = one_line(str(error))
+    except BaseException as second:  # noqa: BLE001 - of a plugin, too
         words = f"its text cannot be had ({type(second).__name__})"
     place = place_of(error, module)
-    return f"{kind}: {_cut(words, _LONGEST)}" + (f" ({_place(*place, path)})" if place else "")
+    return (f"{kind}: {words}" if words else kind) + (f" ({_place(*place, path)})" if place else "")
+
+
+def one_line(text: str, most: int = _LONGEST) -> str:
+    """Return a plugin's words as one line, cut where they go on and on."""
+    return _cut(" ".join(text.split()), most)
 
 
 def place_of(error: BaseException, module: str) -> tuple[str, int | None] | None:

@@ -2,7 +2,7 @@
 
 One that fails is noted and does not stop the others, and a name that is switched off is never imported. Built-in
 devices and loaders register through the same hooks as anyone's. Layer: above `plugin_sources`, which finds plugins,
-and `plugin_checks`; below `plugins`, which has the process's manager.
+`plugin_info` and `plugin_checks`; below `plugins`, which has the process's manager.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from attrs import define, field
 from accel import hookspecs
 from accel.errors import PluginError
 from accel.hookspecs import hookimpl
-from accel.plugin_checks import contract_problem, described, missing_hooks, place_of, registered_problem
+from accel.plugin_checks import (
+    contract_problem,
+    described,
+    missing_hooks,
+    place_of,
+    plugin_name_problem,
+    registered_problem,
+)
+from accel.plugin_info import BUILTIN, PluginInfo, asked
 from accel.plugin_sources import PluginSource, installed_plugins, local_plugins
 
 if TYPE_CHECKING:
@@ -27,9 +35,6 @@ if TYPE_CHECKING:
     from accel.backend import Accelerator
     from accel.devices.base import DeviceType
     from accel.loaders.image import Loader
-
-#: Stands for the core where plugins are named.
-BUILTIN = "builtin"
 
 _KINDS = {
     "accel_register_accelerators": "accelerator",
@@ -57,46 +62,6 @@ def accel_register_loaders(register: Callable[[Loader], None]) -> None:
 
 
 _BUILTIN = SimpleNamespace(accel_register_devices=accel_register_devices, accel_register_loaders=accel_register_loaders)
-
-
-@define(eq=False)
-class PluginInfo:
-    """One plugin that was found.
-
-    Attributes:
-        name: The entry point's name, or the name of a local file without ``.py``.
-        distribution: The distribution that brought it, with its version; for a local file its path, or ``"?"``.
-        where: What is imported: a module, with an attribute after a colon, or a file.
-        module: The name of the module that this gives, or an empty string.
-        hooks: The hooks that it implements, in order of names.
-        error: Why it is not in use, or not all of it; None if it is.
-        switched_off: Whether that is because somebody switched it off.
-    """
-
-    name: str
-    distribution: str
-    where: str = ""
-    module: str = ""
-    hooks: tuple[str, ...] = ()
-    error: PluginError | None = None
-    switched_off: bool = False
-
-    @property
-    def state(self) -> str:
-        """``in use``, ``switched off`` or ``broken``."""
-        return "switched off" if self.switched_off else "in use" if self.error is None else "broken"
-
-    @property
-    def file(self) -> str:
-        """The local file that it is, or an empty string."""
-        return self.where if self.where == self.distribution else ""
-
-    def problem(self, text: str) -> PluginError:
-        """Return an error that says who it is."""
-        return PluginError(self.name, self.distribution, text)
-
-    def __str__(self) -> str:
-        return f"plugin '{self.name}' (from {self.distribution})"
 
 
 @define(eq=False)
@@ -139,7 +104,10 @@ class PluginManager:
             found = local_plugins(folder)
         except OSError as error:
             info = PluginInfo(str(folder), str(folder), str(folder))
-            info.error = info.problem(f"cannot be read: {os.strerror(error.errno or 0)}; plugins come from a folder")
+            info.error = info.problem(
+                f"cannot be read: {os.strerror(error.errno or 0)}; --plugin-dir or ACCEL_PLUGIN_DIR names it, and "
+                "takes a folder"
+            )
             self.plugins[info.name] = info
             return
         self._load_all(found)
@@ -147,7 +115,11 @@ class PluginManager:
     def _load_all(self, found: Iterable[PluginSource]) -> None:
         for source in found:
             info = PluginInfo(source.name, source.distribution, source.where, source.module)
-            if source.name in self.plugins:
+            problem = plugin_name_problem(source.name, BUILTIN)
+            if problem is not None:
+                self.plugins[f"{source.name} ({source.distribution})"] = info
+                info.error = info.problem(problem)
+            elif source.name in self.plugins:
                 self.plugins[f"{source.name} ({source.distribution})"] = info
                 other = self.plugins[source.name].distribution
                 info.error = info.problem(f"the name is taken by {other}; uninstall or rename one of them")
@@ -160,7 +132,8 @@ class PluginManager:
 
     def _load(self, source: PluginSource, info: PluginInfo) -> None:
         try:
-            plugin = source.load()
+            with asked(info, "imported"):
+                plugin = source.load()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; some derive from no Exception
@@ -197,7 +170,9 @@ class PluginManager:
                 self._manager.unregister(plugin)
             raise info.problem(f"breaks the hook contract: {' '.join(str(error).split())}") from error
         except ValueError as error:
-            raise info.problem(str(error)) from error
+            taken = self._manager.get_name(plugin)
+            problem = f"'{taken}' is the same object" if taken else "there is a plugin of this name"
+            raise info.problem(f"{problem}; it can be in use once") from error
         info.hooks = self.hooks_of(info.name)
 
     def unregister(self, plugin: object) -> None:
@@ -267,16 +242,17 @@ class PluginManager:
 
         For hooks whose plugins are asked each by itself. Give it all arguments of the hook.
         """
+        info = self.info(implementation.plugin_name)
+        hook = implementation.opts["specname"] or implementation.function.__name__
         try:
-            implementation.function(*(arguments[name] for name in implementation.argnames))
+            with asked(info, f"asked by {hook}"):
+                implementation.function(*(arguments[name] for name in implementation.argnames))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything; the others go on
-            info = self.info(implementation.plugin_name)
             if isinstance(error, PluginError):
                 info.error = error
             else:
-                hook = implementation.opts["specname"] or implementation.function.__name__
                 info.error = info.problem(f"{hook} failed: {described(error, info.module, info.file)}")
             return info.error
         return None

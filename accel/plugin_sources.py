@@ -4,7 +4,8 @@ A `PluginSource` is a plugin that was found and not yet imported, so that one th
 below `plugin_manager`, which imports them one by one.
 
 Files are foreign code as soon as they are imported. So a folder is looked into only if it was asked for by name, and
-never the current one by itself; other folders below it are left alone, and so are files whose names begin with ``_``.
+never the current one by itself; other folders below it are left alone, and so are files whose names begin with ``_``
+or ``.``, as those that editors leave do.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def local_plugins(folder: Path) -> list[PluginSource]:
     return [
         PluginSource(path.stem, str(path), str(path), _LOCAL + path.stem, functools.partial(_load_file, path))
         for path in paths
-        if not path.name.startswith("_")
+        if not path.name.startswith(("_", "."))
     ]
 
 

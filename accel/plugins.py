@@ -13,21 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from attrs import evolve
+
 from accel import turns
 from accel.backend import Accelerator, Availability, VmBackend, VmConfig
 from accel.errors import NoAcceleratorError, PluginError, UsageError
 from accel.options import nearest, parse_options
-from accel.plugin_manager import BUILTIN as BUILTIN
-from accel.plugin_manager import PluginInfo as PluginInfo
+from accel.plugin_checks import one_line
+from accel.plugin_info import BLOCK_VARIABLE as BLOCK_VARIABLE
+from accel.plugin_info import BUILTIN as BUILTIN
+from accel.plugin_info import PluginInfo as PluginInfo
 from accel.plugin_manager import PluginManager as PluginManager
 from accel.plugin_sources import installed_plugins, local_plugins
 from accel.probing import ask
 from accel.vm import OpenAccelerator
 
-#: Names of plugins that are not loaded, separated by commas.
-BLOCK_VARIABLE = "ACCEL_BLOCK_PLUGINS"
 #: A folder with plugins of one file each.
 FOLDER_VARIABLE = "ACCEL_PLUGIN_DIR"
+#: Longest that a probe's reason is told, in characters.
+_LONGEST_REASON = 1000
 
 
 def plugin_manager() -> PluginManager:
@@ -72,8 +76,8 @@ def parse_accelerators(names: str | Iterable[str]) -> tuple[str, ...]:
 
 def default_accelerators() -> tuple[str, ...]:
     """Return the names of all accelerators, the preferred first: what is tried where nobody named any."""
-    known = plugin_manager().accelerators().values()
-    return tuple(one.name for one in sorted(known, key=lambda one: (-one.priority, one.name)))
+    known = plugin_manager().accelerators()
+    return tuple(sorted(known, key=lambda name: (-known[name].priority, name)))
 
 
 class _Missing(Accelerator):
@@ -138,6 +142,8 @@ def probe_all(accelerators: Sequence[Accelerator]) -> list[Availability]:
             answer = Availability(False, answer if info is None else str(info.problem(answer)))
         elif not answer.ok and not answer.reason:
             answer = Availability(False, "its probe says that it cannot be used, and no reason")
+        elif answer.reason:
+            answer = evolve(answer, reason=one_line(answer.reason, _LONGEST_REASON))
         found.append(answer)
     return found
 

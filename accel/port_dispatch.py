@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from accel.backend_checks import ContractError
 from accel.exits import unpack_io
 from accel.locks import Lock
 from accel.memory import guest_access
@@ -20,6 +21,8 @@ Handler = Callable[[], None]
 
 #: Handlers kept at most: a guest can think of more shapes of access than there is memory for.
 MAX_HANDLERS = 4096
+#: The formats of items, by their bytes.
+_FORMATS = {1: "B", 2: "H", 4: "I"}
 
 
 class PortDispatch:
@@ -45,17 +48,25 @@ class PortDispatch:
         self.view: FlatView = io.view
 
     def build(self, word: int) -> Handler:
-        """Make, note and return the handler for `word` in the current view."""
+        """Make, note and return the handler for `word` in the current view.
+
+        Raises ContractError if no vCPU can have such an access.
+        """
         if self.view is not self._io.view or len(self.handlers) >= MAX_HANDLERS:
             # The view may have changed since whoever calls this compared it.
             self.clear()
         is_out, size, port, count = unpack_io(word)
+        if size not in _FORMATS or size * count > len(self._data):
+            raise ContractError(
+                f"the exit record has {count} items of {size} bytes for port {port:#x}; they are 1, 2 or 4 bytes, and "
+                f"io_data has {len(self._data)}"
+            )
         section = self.view.find(port)
         handler: Handler | None = None
         if count == 1 and section is not None and port + size <= section.range.end:
             # A view of the item as one number: `item[0]` converts in C.
             raw: Any = self._data[:size]
-            item = raw.cast({1: "B", 2: "H", 4: "I"}[size])
+            item = raw.cast(_FORMATS[size])
             handler = device_handler(section, port, size, is_write=is_out, item=item, big_lock=self._big_lock)
         if handler is None:
             handler = self._general(is_out, size, port, count)

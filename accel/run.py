@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from accel.backend import Accelerator
+from accel.backend_checks import check_report
 from accel.errors import InhibitTimeoutError, StateError
 from accel.housekeeper import Housekeeper
 from accel.interrupts import interrupts_held_back
 from accel.locks import VCPU_THREAD, waiting_for
+from accel.plugin_calls import accelerator_failure
 from accel.result import Outcome, RunResult
 from accel.run_control import RunControl
 from accel.vcpu_thread import VcpuThread
@@ -28,11 +31,11 @@ class Run:
 
     Args:
         vm: What runs.
-        accelerator: Its accelerator's name, for the result.
+        accelerator: Its accelerator.
         flush: Hands on what devices buffer; takes the longest wait in seconds.
     """
 
-    def __init__(self, vm: Vm, accelerator: str, flush: Callable[[float], None]) -> None:
+    def __init__(self, vm: Vm, accelerator: Accelerator, flush: Callable[[float], None]) -> None:
         self._vm = vm
         self._accelerator = accelerator
         self._flush = flush
@@ -132,6 +135,7 @@ class Run:
         Raises:
             DeviceError: A device handler raised, or a console could not be written.
             BackendError: The accelerator failed.
+            PluginError: The accelerator raised something else than an AccelError, or returned what it must not.
             MapLostError: A memory change could not be undone.
             InhibitTimeoutError: A vCPU did not come out when it was told to.
             StateError: Called inside a transaction or on a vCPU thread, which would wait for ever.
@@ -177,16 +181,21 @@ class Run:
     def _outcome(self, ended: float) -> RunResult | BaseException:
         outcome, status, crash, error = self._control.ending
         if error is not None:
-            return error
+            return accelerator_failure(self._accelerator, error)
         vm, stats, changes = self._vm, self._vm.blocker.stats, self._vm.transactions
+        try:
+            host, figures = vm.backend.host(), vm.backend.memory_figures()
+            check_report(host, figures)
+        except BaseException as raised:  # noqa: BLE001 - an accelerator may raise anything; `wait` raises it
+            return accelerator_failure(self._accelerator, raised)
         unassigned = vm.memory.unassigned + vm.io.unassigned
         return RunResult(
             outcome=outcome,
             exit_status=status,
             crash=crash,
             wall_time=ended - self._started,
-            accelerator=self._accelerator,
-            host=vm.backend.host(),
+            accelerator=self._accelerator.name,
+            host=host,
             vcpus=tuple(thread.result() for thread in self._threads),
             coalesced_writes=vm.coalesced_writes - self._coalesced_before,
             unassigned=unassigned - self._unassigned_before,
@@ -199,7 +208,7 @@ class Run:
                 "wait_seconds_max": stats.wait_seconds_max,
                 "hold_seconds": stats.hold_seconds,
                 "hold_seconds_max": stats.hold_seconds_max,
-                **vm.backend.memory_figures(),
+                **figures,
             },
         )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from accel.arch.x86 import X86State
 from accel.backend import VcpuBackend
+from accel.backend_checks import check_kind
 from accel.errors import ClosedError, StateError
 from accel.exits import (
     Debug,
@@ -280,4 +281,5 @@ class Vcpu:
             return DirtyRingFull()
         if kind in _DETAILED:
             return _DETAILED[kind](self.backend.describe())
+        check_kind(kind)
         return OtherExit(record[0], self.backend.describe())

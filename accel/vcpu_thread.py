@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from accel.backend_checks import ContractError, check_kind
 from accel.errors import AccelError, ClosedError, DeviceError, GuestCrashError
 from accel.exits import ExitKind, unpack_io
 from accel.gate import NEVER
@@ -20,6 +21,9 @@ from accel.port_dispatch import PortDispatch
 from accel.result import VcpuResult, exit_names
 from accel.run_control import RunControl
 from accel.vcpu import Vcpu
+
+#: Bytes of a memory access at most.
+_LARGEST = 8
 
 _CRASHES = {
     ExitKind.SHUTDOWN: "shutdown",
@@ -124,7 +128,11 @@ class VcpuThread:
                 step_out()
             else:
                 leave()
-            counts[kind] += 1
+            try:
+                counts[kind] += 1
+            except (IndexError, TypeError):
+                check_kind(kind)
+                raise
             if ring is not None and ring[0] != ring[1]:
                 vm.drain()
             if kind == kind_io:
@@ -146,6 +154,10 @@ class VcpuThread:
         record, vm = self.vcpu.backend.record, self.vcpu.vm
         address, shape = record[0], record[2]
         handler = self._devices.find(address, shape)
+        if handler is None and not 0 < shape & 0xFFFF_FFFF <= _LARGEST:
+            raise ContractError(
+                f"the exit record has an access of {shape & 0xFFFF_FFFF} bytes at {address:#x}; 1 to 8 can be"
+            )
         # The view was looked at before `started`: if no change began between the entry and now, it was in force all
         # the time, and a device that it shows is no spurious fault. Otherwise the history has to tell.
         if handler is None or not self.vcpu.gate.entered == exited == vm.history.started:
@@ -185,6 +197,7 @@ class VcpuThread:
         if kind == ExitKind.DIRTY_RING_FULL:
             self.vcpu.empty_dirty_rings()
             return True
+        check_kind(kind)
         self._note_unserved(kind, exited)
         reason = _CRASHES.get(ExitKind(kind), "unknown-exit")
         self._control.crash(GuestCrashError(self.vcpu.index, reason, self._describe()))

@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Self
 
 from accel.address import ADDRESS_SPACE_SIZE
-from accel.backend import HOLD_NEEDS, Accelerator, VmBackend, VmConfig
+from accel.backend import HOLD_NEEDS, Accelerator, VmConfig
+from accel.backend_checks import check_listener, check_vcpu, check_vm
 from accel.blocker import AccelBlocker
 from accel.errors import CapabilityError, ClosedError, DeviceError, UsageError
 from accel.locks import BIG_LOCK, RING_LOCK, Lock
 from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
 from accel.memory.dirty_sync import DirtySync
-from accel.memory.listener import MemoryListener
 from accel.memory.region import MemoryRegion
 from accel.memory.served import ServedHistory
 from accel.memory.transaction import Atomic, Transactions
@@ -111,7 +111,7 @@ class Vm:
         self._draining = False
         self.vcpus: tuple[Vcpu, ...] = ()
         self.backend = accelerator.create_vm(config)
-        _check_is(VmBackend, self.backend, "create_vm")
+        check_vm(self.backend)
         try:
             self._choose_hold(str(options.get("hold", "inhibit")))
             self.history = ServedHistory(self.backend.page_size)
@@ -124,10 +124,11 @@ class Vm:
             )
             self.io = AddressSpace("io", self.transactions, MemoryRegion.container("io", PORT_COUNT), fixed=True)
             listener = self.backend.memory_listener()
-            _check_is(MemoryListener, listener, "memory_listener")
+            check_listener(listener, "memory_listener")
             self.memory.add_listener(listener)
             io_listener = self.backend.io_listener()
             if io_listener is not None:
+                check_listener(io_listener, "io_listener")
                 self.io.add_listener(io_listener)
         except BaseException:
             self.backend.close()
@@ -190,7 +191,9 @@ class Vm:
                     f"vCPU index {index} is taken or not in 0 to {self.backend.max_vcpus - 1}, "
                     "which is what this VM can have"
                 )
-            vcpu = Vcpu(self, index, self.backend.create_vcpu(index))
+            backend = self.backend.create_vcpu(index)
+            check_vcpu(backend)
+            vcpu = Vcpu(self, index, backend)
             self.vcpus = (*self.vcpus, vcpu)
             return vcpu
 
@@ -261,9 +264,3 @@ class Vm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_is(kind: type, returned: object, call: str) -> None:
-    """Tell an accelerator's author what is wrong, before something fails that it does not look like."""
-    if not isinstance(returned, kind):
-        raise TypeError(f"{call} returned {type(returned).__name__}; it must be a {kind.__name__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import click
 
 import accel
-from accel.cli.exit_codes import MEANINGS, ExitCode, error_code, output_closed
+from accel.cli.exit_codes import LAST_STATUS, MEANINGS, ExitCode, error_code, output_closed
 from accel.cli.plugin_flags import plugin_flags, use_plugins
 from accel.cli.signals import ending_signals
 from accel.errors import AccelError, UsageError
@@ -26,6 +27,8 @@ from accel.errors import AccelError, UsageError
 DEBUG_VARIABLE = "ACCEL_DEBUG"
 
 _COMMANDS = ("run", "mtree", "list", "plugins", "demo", "stress", "explore", "locks", "conformance")
+#: What a command's name may be.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
@@ -54,8 +57,14 @@ class CommandGroup(click.Group):
         return self.commands.get(name)
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
-        """Take a command of a plugin. Raises UsageError if there is one of this name."""
+        """Take a command of a plugin. Raises UsageError if it is none, or if there is one of this name."""
+        from accel.plugin_checks import shown
+
+        if not isinstance(command, click.Command):
+            raise UsageError(f"{shown(command)} is no click command; put @click.command before the function")
         name = name or command.name
+        if name is None or not _NAME.fullmatch(name):
+            raise UsageError(f"a command cannot be called {shown(name)}: letters, digits, '-' and '_', at most 40")
         if name in _COMMANDS:
             raise UsageError(f"command '{name}' is accelctl's own; give it another name")
         if name in self.commands:
@@ -71,8 +80,10 @@ class CommandGroup(click.Group):
         except SystemExit as error:
             if output_closed(error.__context__):
                 return ExitCode.OUTPUT_CLOSED  # as rich ends the process
-            return error.code if isinstance(error.code, int) else ExitCode.HOST_FAILED
-        except Exception as error:  # noqa: BLE001 - the command line's last word
+            return _exit_code(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the command line's last word
             return _failed(error)
 
     def _add_plugin_commands(self) -> None:
@@ -109,33 +120,59 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         with ExitStack() as at_end:
-            result = group.main(arguments, prog_name="accelctl", standalone_mode=False, obj=at_end)
-        return result if isinstance(result, int) else ExitCode.SUCCESS
+            try:
+                result = group.main(arguments, prog_name="accelctl", standalone_mode=False, obj=at_end)
+            except (click.ClickException, click.Abort, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - help asks commands of plugins, which may raise anything
+                return _failed(error)
+        return _fitting(result) if isinstance(result, int) else ExitCode.SUCCESS
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         # click makes an Abort of Ctrl-C.
+        for note in getattr(error.__cause__ or error, "__notes__", ()):
+            _complain(note)
         return ExitCode.INTERRUPTED
     except SystemExit:
         # click ends like this where it could not print help, since whoever read it has gone.
         return ExitCode.OUTPUT_CLOSED
 
 
-def _failed(error: Exception) -> int:
+def _exit_code(error: SystemExit) -> int:
+    """Return what a command wants to exit with, as Python would: its words are printed, and count as a failure."""
+    if error.code is None:
+        return ExitCode.SUCCESS
+    if isinstance(error.code, int):
+        return _fitting(error.code)
+    _complain(str(error.code))
+    return ExitCode.HOST_FAILED
+
+
+def _fitting(code: int) -> int:
+    """Return an exit code that is no other when the system has cut it to 8 bits."""
+    return code if 0 <= code <= LAST_STATUS else LAST_STATUS
+
+
+def _complain(text: str) -> None:
+    # A terminal that is gone takes no message either.
+    with suppress(OSError):
+        click.echo(click.style("accelctl: ", bold=True) + printable(text), err=True)
+
+
+def _failed(error: BaseException) -> int:
     code = error_code(error)
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     if code is ExitCode.OUTPUT_CLOSED:
         _discard_output()
     else:
-        # A terminal that is gone takes no message either.
-        with suppress(OSError):
-            click.echo(click.style("accelctl: ", bold=True) + printable(_message(error)), err=True)
+        _complain(_message(error))
     return code
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, AccelError):
         return str(error)
     from accel.plugins import plugin_manager

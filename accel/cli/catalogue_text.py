@@ -36,19 +36,27 @@ def print_catalogue(found: Mapping[str, Sequence[Entry]], broken: Sequence[Mappi
 def print_plugins(plugins: Sequence[Mapping[str, Any]]) -> None:
     """Print a table of plugins, and why each of those that are not in use is not."""
     console = plain_console()
-    table = plain_table("plugin", "state", "distribution", "where", "hooks")
-    for one in plugins:
-        style = {"in use": "green", "broken": "red"}.get(one["state"], "yellow")
-        distribution = f"{one['distribution']} {one['version']}" if one["distribution"] else "-"
-        hooks = ", ".join(one["hooks"]) or "-"
-        texts = (printable(text) for text in (distribution, one["where"] or "-", hooks))
-        table.add_row(printable(one["name"]), Text(one["state"], style=style), *texts)
+    table = _plugin_table(plugins, "where", "hooks")
+    if table.__rich_measure__(console, console.options).maximum > console.width:
+        table = _plugin_table(plugins, "where and hooks")
     console.print(table)
     reasons = [one["reason"] for one in plugins if one["state"] == "broken"]
     if reasons:
         console.print()
     for reason in reasons:
         console.print(Text(printable(reason), style="red"))
+
+
+def _plugin_table(plugins: Sequence[Mapping[str, Any]], *headers: str) -> Table:
+    """Return the table with what is imported beside the hooks, or above them if there is one header for both."""
+    table = plain_table("plugin", "state", "distribution", *headers)
+    for one in plugins:
+        style = {"in use": "green", "broken": "red"}.get(one["state"], "yellow")
+        distribution = f"{one['distribution']} {one['version']}" if one["distribution"] else "-"
+        where, hooks = printable(one["where"] or "-"), ", ".join(one["hooks"]) or "-"
+        both = (where, hooks) if len(headers) > 1 else (f"{where}\n" + hooks.replace(", ", "\n"),)
+        table.add_row(printable(one["name"]), Text(one["state"], style=style), printable(distribution), *both)
+    return table
 
 
 def print_entry(entry: Entry) -> None:
@@ -59,20 +67,22 @@ def print_entry(entry: Entry) -> None:
     facts.add_column(style="dim")
     facts.add_column()
     if entry.available is not None:
-        facts.add_row("available", _availability(entry) + Text("" if entry.available else f": {entry.reason}"))
+        facts.add_row(
+            "available", _availability(entry) + Text("" if entry.available else f": {printable(entry.reason)}")
+        )
     facts.add_row("plugin", f"{entry.plugin} (from {entry.distribution})")
     for label, words in (("executes", entry.executes), ("capabilities", entry.capabilities)):
         if words:
-            facts.add_row(label, ", ".join(words))
+            facts.add_row(label, printable(", ".join(words)))
     for label, text in entry.details.items():
-        facts.add_row(label, printable(text))
+        facts.add_row(printable(label), printable(text))
     console.print(facts)
     if not entry.options:
         return
     console.print()
     table = plain_table("option", "default", "values", "")
     for option in entry.options:
-        table.add_row(option.name, default_text(option), values_text(option), option.help)
+        table.add_row(option.name, default_text(option), values_text(option), printable(option.help))
     console.print(table)
 
 
@@ -90,7 +100,7 @@ def _table(kind: str, entries: Sequence[Entry]) -> Table:
 
 def _about(entry: Entry) -> Text:
     about = Text(entry.summary)
-    return about + Text("\n" + ", ".join(entry.capabilities), style="dim") if entry.capabilities else about
+    return about + Text("\n" + printable(", ".join(entry.capabilities)), style="dim") if entry.capabilities else about
 
 
 def _availability(entry: Entry) -> Text:
@@ -101,13 +111,14 @@ def plain_table(*headers: str) -> Table:
     """Return an empty table without lines, whose first column does not wrap."""
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
     for number, header in enumerate(headers):
-        table.add_column(header, no_wrap=number == 0)
+        table.add_column(header, no_wrap=number == 0, overflow="fold")
     return table
 
 
 def plain_console() -> Console:
     """Return a console as wide as the terminal; a pipe gets every entry on one line."""
-    console = Console(highlight=False)
+    # Words of plugins are no markup.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console

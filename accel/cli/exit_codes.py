@@ -30,7 +30,7 @@ class ExitCode(enum.IntEnum):
 
 MEANINGS = {
     ExitCode.SUCCESS: "success",
-    ExitCode.EXPECTATION_FAILED: "an expectation of the workload, of the demo, of stress, of a scenario or of conformance failed",
+    ExitCode.EXPECTATION_FAILED: "an expectation failed: of a workload, demo, stress, scenario, conformance",
     ExitCode.USAGE: "usage error or bad input: flags, image, workload file",
     ExitCode.NO_ACCELERATOR: "no accelerator can run this here",
     ExitCode.GUEST_CRASHED: "the guest crashed",
@@ -41,7 +41,7 @@ MEANINGS = {
 }
 
 #: Statuses above this one do not fit into an exit code.
-_LAST_STATUS = 255
+LAST_STATUS = 255
 
 
 def error_code(error: BaseException) -> ExitCode:
@@ -88,5 +88,5 @@ def report_code(report: Report, *, guest_status: bool = False) -> int:
     if report.failures:
         return ExitCode.EXPECTATION_FAILED
     if guest_status and report.result.exit_status is not None:
-        return min(report.result.exit_status, _LAST_STATUS)
+        return min(report.result.exit_status, LAST_STATUS)
     return ExitCode.SUCCESS

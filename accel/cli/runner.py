@@ -12,7 +12,6 @@ import click
 
 from accel.cli.exit_codes import error_code, report_code
 from accel.cli.flags import Flags
-from accel.errors import AccelError
 from accel.workload.line_input import DescriptorChunks
 from accel.workload.report import REPORT_FORMAT, Report
 from accel.workload.schema import Workload
@@ -82,7 +81,7 @@ def errors_as_json(wanted: bool) -> Iterator[None]:
     """Print an error as the one JSON document, and let it go on up."""
     try:
         yield
-    except AccelError as error:
+    except Exception as error:
         if wanted:
             code = int(error_code(error))
             print_json(

@@ -6,7 +6,6 @@ import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
 
-from accel.errors import AccelError
 from accel.machine import Machine
 
 
@@ -47,6 +46,7 @@ class Worker(ABC):
             self.work()
         except BaseException as error:  # noqa: BLE001 - the session raises it
             self.error = error
-            with suppress(AccelError):
-                # A vCPU that does not come out now is an error of the run itself, which `wait` raises.
+            with suppress(Exception):
+                # A vCPU that cannot be kicked, or does not come out now, is an error of the run itself, which `wait`
+                # raises.
                 self._machine.stop()

@@ -404,9 +404,12 @@ class NoListener(Vms):
     ("create_vm", "problem"),
     [
         (lambda: {}["own"], "accelerator 'odd' failed: KeyError: 'own'"),
-        (lambda: None, "accelerator 'odd' failed: TypeError: create_vm returned NoneType; it must be a VmBackend"),
+        (lambda: None, "accelerator 'odd' breaks the contract: create_vm returned NoneType; it must be a VmBackend"),
         (accel.VmBackend, "accelerator 'odd' failed: TypeError: Can't instantiate abstract class VmBackend"),
-        (NoListener, "TypeError: memory_listener returned NoneType; it must be a MemoryListener"),
+        (
+            NoListener,
+            "accelerator 'odd' breaks the contract: memory_listener returned NoneType; it must be a MemoryListener",
+        ),
         (Vms, "accelerator 'odd' failed: OSError: no room"),
     ],
 )
