@@ -14,11 +14,16 @@ that it looked up before. Where a device changed memory while it served the acce
 instruction that begins anew makes its earlier accesses again; those that were served are **replayed** from a list, so
 no device sees them twice. The list is of one instruction, told by the engine's counter.
 
+Before INS reads its port, the engine writes a zero where the item will go. No device is told of that **try**, and if
+the instruction begins anew behind the port, it has the same answer again.
+
 So an instruction that a memory change interrupts sees the old map before its access and the new one after it, as on
 a real machine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from attrs import define
 from unicorn import unicorn_const as uc
@@ -26,6 +31,8 @@ from unicorn import unicorn_const as uc
 from accel.address import PAGE_SIZE
 from accel_unicorn.switch import (
     COUNT,
+    INPUT,
+    INPUT_AGAIN,
     MAX_NOTES,
     NOTED,
     NOTES,
@@ -57,6 +64,7 @@ class Access:
         unmapped: Whether the engine has no device page there yet.
         epoch: The engine's map when it called the hook.
         piece: Whether it is the second part of an access that crosses a page.
+        dry: Whether it is the engine's try before an INS, which no device is told of.
     """
 
     address: int
@@ -67,6 +75,7 @@ class Access:
     unmapped: bool
     epoch: int
     piece: bool = False
+    dry: bool = False
 
 
 _Key = tuple[bool, int, int]
@@ -91,8 +100,13 @@ class Accesses:
         self._unmapped: int | None = None
         words[SIMPLE] = 1
 
-    def ask(self, kind: int, address: int, size: int, value: int, epoch: int) -> Access | int:
-        """Return the exit that a call of the hook is, or what to answer without one."""
+    def ask(
+        self, kind: int, address: int, size: int, value: int, epoch: int, is_try: Callable[[], bool]
+    ) -> Access | int:
+        """Return the exit that a call of the hook is, or what to answer without one.
+
+        `is_try` tells whether a written zero may be no more than the engine's try.
+        """
         self._begin()
         write = kind not in _READS
         unmapped = kind in _UNMAPPED
@@ -105,7 +119,11 @@ class Accesses:
             self._unmapped = address
             return GIVE_UP
         here = min(size, PAGE_SIZE - address % PAGE_SIZE)
-        return self._new(Access(address, size, here, value & (1 << 8 * size) - 1, write, unmapped, epoch))
+        access = Access(address, size, here, value & (1 << 8 * size) - 1, write, unmapped, epoch)
+        if write and not access.value and size <= _PIECE and is_try():
+            access.dry = True
+            return self._answer(access, 0, epoch)
+        return self._new(access)
 
     def ask_rest(self, address: int, size: int, here: int | None, epoch: int) -> Access | int:
         """Return the exit that a device page's read is which nothing was prepared for, or its value.
@@ -143,6 +161,8 @@ class Accesses:
             if words[at] == number:
                 address, shape, value = words[at + 1 : at + 4]
                 served.append(((bool(shape >> 32), address, shape & 0xFFFF_FFFF), value))
+        if number in (words[INPUT], words[INPUT_AGAIN]):
+            words[INPUT_AGAIN] = number + 1
         self._number = number + 1
         self._replay = served + self._replay
         self._whole = None
@@ -251,6 +271,8 @@ class Accesses:
                 return None
             # The first byte on the second page: one exit for all that lies there.
             self._second = address
+            if whole.dry:
+                return GIVE_UP if unmapped else GO_ON
             return self._new(Access(address, 1, left, self._left, True, unmapped, epoch, piece=True))
         if not self._second <= address < self._second + left:
             return None

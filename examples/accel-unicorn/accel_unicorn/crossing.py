@@ -29,14 +29,7 @@ _BASES_16 = (("rbx", "rsi"), ("rbx", "rdi"), ("rbp", "rsi"), ("rbp", "rdi"), ("r
 def rest_of_read(state: X86State, memory: GuestMemory, address: int, piece: int) -> int | None:
     """Return how many bytes the instruction at RIP reads at physical `address`, the beginning of a page, of an operand
     that begins on another; None if it reads no such one. `piece` is what the engine reads at a time, 4 at most."""
-    linear = state.rip if state.cs.long else state.cs.base + state.rip
-    code = b""
-    for length in (_LONGEST, PAGE_SIZE - linear % PAGE_SIZE):
-        try:
-            code = memory.read(state, linear, length)
-            break
-        except NoMemoryError:
-            continue
+    code = _instruction(state, memory)
     for operand in _operands(state, code):
         border = (operand | PAGE_SIZE - 1) + 1
         try:
@@ -46,6 +39,26 @@ def rest_of_read(state: X86State, memory: GuestMemory, address: int, piece: int)
         except NoMemoryError:
             continue
     return None
+
+
+def is_input(state: X86State, memory: GuestMemory) -> bool:
+    """Return whether the instruction at RIP is an INS, which reads a port and writes memory."""
+    for byte in _instruction(state, memory):
+        is_rex = state.cs.long and byte & 0xF0 == 0x40
+        if byte not in _SEGMENT_PREFIX and byte not in _OTHER_PREFIX and byte != 0x67 and not is_rex:
+            return byte & 0xFE == 0x6C
+    return False
+
+
+def _instruction(state: X86State, memory: GuestMemory) -> bytes:
+    """Return what is there of the instruction at RIP."""
+    linear = state.rip if state.cs.long else state.cs.base + state.rip
+    for length in (_LONGEST, PAGE_SIZE - linear % PAGE_SIZE):
+        try:
+            return memory.read(state, linear, length)
+        except NoMemoryError:
+            continue
+    return b""
 
 
 def _is_wide(code: bytes) -> bool:

@@ -33,10 +33,13 @@ FIRST, SECOND, THIRD, FOURTH = 4, 5, 6, 7
 REPLY = 8
 #: How many pieces of a device read are prepared, which is next, and the first of at most four values.
 READ_PIECES, READ_NEXT, READ_VALUES = 9, 10, 17
+#: The instruction that read a port last, and the one that is to have the same answer.
+INPUT, INPUT_AGAIN = 11, 14
 _HANDLE, BEGIN, _EMU_START = 12, 13, 15
 #: Instructions begun so far; each turn of a repeated one counts.
 COUNT = 16
-#: Not 0: an aligned access to a device page or to ROM is an exit by itself, with nothing from before to be minded.
+#: Not 0: an aligned access to a device page or to ROM is an exit by itself, with nothing from before to be minded. A
+#: written zero is one only if it is known that the instruction is not INS, which Unicorn tries with a zero first.
 SIMPLE = 21
 #: Goes up with each change of the engine's map; the word behind it is what it was at the last simple exit.
 EPOCH = 22
@@ -45,7 +48,9 @@ _RECORD, _IO_DATA = 24, 28
 #: How many accesses were served and noted so far, and where the notes lie, four words each: the instruction's number,
 #: address, ``size | is_write << 32``, value.
 NOTED, NOTES, MAX_NOTES = 29, 32, 64
-_WORDS = NOTES + 4 * MAX_NOTES
+#: Linear address of the instruction, and those that are known not to be INS, each at its address modulo `MAX_KNOWN`.
+PLACE, KNOWN, MAX_KNOWN = 30, NOTES + 4 * MAX_NOTES, 16
+_WORDS = KNOWN + MAX_KNOWN
 
 #: Events. The first two are exits as they stand, equal to `ExitKind`: a port access and a simple access to memory.
 #: Their record is filled in and has their answer afterwards. Then: stopped before an instruction (its linear address);
@@ -60,31 +65,32 @@ CODE = bytes.fromhex(
     "5355415441554156415748896710488b6708488b4740415f415e415d415c5d5bc349894318498973"
     "204989532849894b304d8943385355415441554156415749896308498b6310415f415e415d415c5d"
     "5bc3488b7b60488b736831d231c94531c0ff537889c64989dbb804000000e8aeffffffebdd48ff81"
-    "800000008339007501c34989cbb802000000eb954d89c341898be00000000fb6c2c1e00883c801c1"
-    "e61009f0480fbae820498983c000000031c0e96affffff4989cb49c783e0000000000000000fb6c2"
-    "c1e008c1e61009f0480fbae820498983c000000031c04153e83cffffff415b418b83e0000000c34d"
-    "89cb89f689c94183bba8000000000f84e000000083fe160f82d70000008d41ff4885d00f85cb0000"
-    "00498993c00000004d8983c800000031c083fe160f94c048c1e0204809c8498983d0000000498b83"
-    "b0000000498983b8000000b8010000004153e8cafeffff415b498b8be800000049ff83e800000083"
-    "e13fc1e105498d8c0b00010000498b8380000000488901498b83c000000048894108498b83d00000"
-    "0048894110498b93c800000048895118498b8bb0000000493b8bb800000075314989938800000048"
-    "c1ea204989939000000031c949894b50480fbae020720883f8080f94c1ffc149894b48b801000000"
-    "c331c0c3b805000000e933feffff4989d389f6b806000000e924feffff4989f3b807000000e917fe"
-    "ffff4c8b1941837b4800741541ff4b48498b435049ff4350498b84c388000000c34803710889d2b8"
-    "03000000e9e8fdffffc3"
+    "800000004889b1f00000008339007501c34989cbb802000000eb8e4d89c341898be00000000fb6c2"
+    "c1e00883c801c1e61009f0480fbae820498983c000000031c0e963ffffff4989cb498b8380000000"
+    "49894358493b4370742d49c783e0000000000000000fb6c2c1e008c1e61009f0480fbae820498983"
+    "c000000031c04153e824ffffff415b418b83e0000000c34d89cb89f689c94183bba8000000000f84"
+    "0501000083fe160f82fc0000008d41ff4885d00f85f000000083fe1675204d85c0751b4d8b93f000"
+    "00004489d083e00f4d3b94c3000900000f85cb000000498993c00000004d8983c800000031c083fe"
+    "160f94c048c1e0204809c8498983d0000000498b83b0000000498983b8000000b8010000004153e8"
+    "8dfeffff415b498b8be800000049ff83e800000083e13fc1e105498d8c0b00010000498b83800000"
+    "00488901498b83c000000048894108498b83d000000048894110498b93c800000048895118498b8b"
+    "b0000000493b8bb800000075314989938800000048c1ea204989939000000031c949894b50480fba"
+    "e020720883f8080f94c1ffc149894b48b801000000c331c0c3b805000000e9f6fdffff4989d389f6"
+    "b806000000e9e7fdffff4989f3b807000000e9dafdffff4c8b1941837b4800741541ff4b48498b43"
+    "5049ff4350498b84c388000000c34803710889d2b803000000e9abfdffffc3"
 )
 #: Where each routine begins in it.
 LABELS = {
     "enter": 0x00,
     "start": 0x52,
     "code": 0x75,
-    "out": 0x8C,
-    "in": 0xB7,
-    "memory": 0xEF,
-    "exception": 0x1EE,
-    "syscall": 0x1FD,
-    "device_read": 0x20A,
-    "device_write": 0x239,
+    "out": 0x93,
+    "in": 0xBE,
+    "memory": 0x107,
+    "exception": 0x22B,
+    "syscall": 0x23A,
+    "device_read": 0x247,
+    "device_write": 0x276,
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)

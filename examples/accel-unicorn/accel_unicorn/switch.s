@@ -59,6 +59,7 @@ start:                                  # the bottom of the engine's stack; bloc
 
 code:                                   # code(uc, address, size, block)
         inc qword ptr [rcx+0x80]
+        mov [rcx+0xf0], rsi
         cmp dword ptr [rcx], 0
         jne 1f
         ret
@@ -81,6 +82,10 @@ out:                                    # out(uc, port, size, value, block): the
 
 in:                                     # in(uc, port, size, block)
         mov r11, rcx
+        mov rax, [r11+0x80]             # the instruction that read a port
+        mov [r11+0x58], rax
+        cmp rax, [r11+0x70]             # the same one begun anew: the answer is still there
+        je 1f
         mov qword ptr [r11+0xe0], 0
         movzx eax, dl
         shl eax, 8
@@ -92,7 +97,7 @@ in:                                     # in(uc, port, size, block)
         push r11
         call suspend
         pop r11
-        mov eax, [r11+0xe0]
+1:      mov eax, [r11+0xe0]
         ret
 
 memory:                                 # memory(uc, type, address, size, value, block)
@@ -106,7 +111,16 @@ memory:                                 # memory(uc, type, address, size, value,
         lea eax, [rcx-1]                # and aligned
         test rax, rdx
         jne 4f
-        mov [r11+0xc0], rdx             # the record, as `accel.exits` has it
+        cmp esi, 22                     # and not the write of a zero by an instruction of which nothing is known yet
+        jne 5f
+        test r8, r8
+        jne 5f
+        mov r10, [r11+0xf0]
+        mov eax, r10d
+        and eax, 15
+        cmp r10, [r11+rax*8+0x900]
+        jne 4f
+5:      mov [r11+0xc0], rdx             # the record, as `accel.exits` has it
         mov [r11+0xc8], r8
         xor eax, eax
         cmp esi, 22                     # a write

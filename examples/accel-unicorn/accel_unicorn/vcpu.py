@@ -13,12 +13,25 @@ from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_unicorn import interrupts, switch
 from accel_unicorn.access import GO_ON, Access, Accesses
-from accel_unicorn.crossing import rest_of_read
+from accel_unicorn.crossing import is_input, rest_of_read
 from accel_unicorn.engine import Engine, UcError, error_text
 from accel_unicorn.slots import UnicornSlots
 from accel_unicorn.standing import BETWEEN, WITHIN, StandingVcpu
 from accel_unicorn.state import exception_details
-from accel_unicorn.switch import ATTENTION, EVENT, FIRST, FOURTH, REPLY, SECOND, THIRD
+from accel_unicorn.switch import (
+    ATTENTION,
+    COUNT,
+    EVENT,
+    FIRST,
+    FOURTH,
+    INPUT,
+    KNOWN,
+    MAX_KNOWN,
+    PLACE,
+    REPLY,
+    SECOND,
+    THIRD,
+)
 from accel_unicorn.turn import Turn
 
 _IO, _MMIO, _HALT = int(ExitKind.IO), int(ExitKind.MMIO), int(ExitKind.HALT)
@@ -178,11 +191,21 @@ class UnicornVcpu(StandingVcpu):
 
     def _memory_access(self) -> int | None:
         words = self._words
-        found = self._accesses.ask(words[FIRST], words[SECOND], words[THIRD], words[FOURTH], self.engine.epoch)
+        hook = words[FIRST], words[SECOND], words[THIRD], words[FOURTH]
+        found = self._accesses.ask(*hook, self.engine.epoch, self._is_try)
         if not isinstance(found, Access):
             self._reply(found)
             return None
         return self._exit_for(found)
+
+    def _is_try(self) -> bool:
+        """Return whether the instruction is one that reads a port into memory, and has yet to read it."""
+        words = self._words
+        if is_input(self.read_state(), self._memory):
+            return bool(words[INPUT] != words[COUNT])
+        # If it becomes one, a device is told of a zero too much.
+        words[KNOWN + words[PLACE] % MAX_KNOWN] = words[PLACE]
+        return False
 
     def _device_read(self) -> int | None:
         words = self._words

@@ -197,3 +197,53 @@ def test_read_relative_to_rip_that_ends_on_a_device_is_of_what_lies_there(bench,
     behind = 0x10_0000 + len(opcode) + 4 + immediate
     code = opcode + (end - 2 - behind).to_bytes(4, "little") + bytes(immediate)  # cmp, cmp, test, bt, cmp
     assert shapes(bench(code + HLT, mode="long64").exits()) == [("r", end, 2)]
+
+
+@pytest.mark.parametrize("answer", [0x11, 0])
+@pytest.mark.parametrize("rom", [False, True], ids=["device", "rom"])
+def test_port_that_is_read_into_a_device_writes_it_once(bench, answer, rom):
+    """The engine tries the write with a zero first."""
+    code = mov(RDI, 0x1000_0000) + mov(RDX, 0x77) + mov(RCX, 3) + b"\xf3\x66\x6d" + HLT  # rep insw
+    one = bench(code, mode="long64")
+    if rom:
+        one.machine.memory.add(accel.MemoryRegion.rom("rom", b"", "4K"), at=0x1000_0000)
+    found = one.exits(answer)
+    assert [type(each) for each in found] == 3 * [IoIn, MmioWrite] + [Halt]
+    assert shapes(found) == [("w", 0x1000_0000 + 2 * number, 2, answer) for number in range(3)]
+
+
+@pytest.mark.parametrize("offset", [0x1001, 0xFFE])
+def test_port_that_is_read_into_a_device_at_an_odd_address_or_across_pages_writes_each_page_once(bench, offset):
+    one = bench(mov(RDI, HOLE + offset) + mov(RDX, 0x77) + 2 * b"\x6d" + HLT, mode="long64")  # insd twice
+    wanted = [("w", HOLE + offset + 4 * number, 4, 0x1111_1111) for number in range(2)]
+    if offset == 0xFFE:
+        wanted[:1] = [("w", HOLE + 0xFFE, 2, 0x1111), ("w", HOLE + 0x1000, 2, 0x1111)]
+    found = one.exits(0x1111_1111)
+    assert shapes(found) == wanted
+    assert sum(isinstance(each, IoIn) for each in found) == 2
+
+
+def test_port_that_is_read_into_a_device_is_read_once_whatever_the_device_does_to_memory(bench):
+    one = bench(mov(RDI, HOLE) + mov(RDX, 0x77) + b"\x6c\x6c\xe4\x78" + HLT, mode="long64")  # insb twice; in al, 0x78
+    written, ports = [], []
+
+    def write(offset: int, value: int, size: int) -> None:
+        written.append((offset, value))
+        one.machine.memory.add(accel.MemoryRegion.ram(f"ram {offset}", "4K"), at=HOLE + 0x1000 * len(written))
+
+    def read(access: accel.PortAccess) -> None:
+        ports.append(access.port)
+        access.reply(0x20 + len(ports))
+
+    one.machine.port(0x77, 2)(read)
+
+    one.machine.memory.add(accel.MemoryRegion.mmio("device", 0x1000, write=write), at=HOLE)
+    one.machine.run(timeout=20)
+    assert (written, ports) == ([(0, 0x21), (1, 0x22)], [0x77, 0x77, 0x78])
+    assert one.vcpu.read_state().rax == 0x23
+
+
+def test_zeros_that_an_instruction_writes_are_told_each_time(bench):
+    # mov [rbx], al; out 0x42, al; jmp back
+    one = bench(mov(RBX, HOLE) + b"\x88\x03\xe6\x42\xeb\xfa", mode="long64")
+    assert shapes(one.vcpu.run() for _ in range(6)) == 3 * [("w", HOLE, 1, 0)]
