@@ -13,7 +13,7 @@ import click
 _HOW = "Each order has a scenario in which it is kept, without -wrong-broken: accelctl explore NAME runs either."
 
 
-@click.command("kvm-locks")
+@click.command("kvm-locks", short_help="Print KVM's locks and what breaks their order.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
     """Print KVM's locks as the kernel documents them, their orders, and what breaks each.

@@ -23,6 +23,7 @@ def _above_zero(context: click.Context, parameter: click.Parameter, value: float
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
     "--timeout",
+    metavar="SECONDS",
     type=float,
     default=10.0,
     show_default=True,
@@ -58,5 +59,7 @@ def command(
         return show_groups(as_json=as_json)
     if name is None:
         raise UsageError("which accelerator? accelctl list accelerators has their names")
+    if "," in name:
+        raise UsageError(f"'{name}': one accelerator at a time")
     chosen = [one.strip() for text in groups for one in text.split(",") if one.strip()]
     return check(name, chosen, junit=junit, as_json=as_json, patience=timeout, verbose=verbose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command("demo")
+@click.command("demo", short_help="Show the race and its cure on a running guest.")
 @click.option("--accel", metavar="NAMES", help="Accelerators to try, in order.  [default: all]")
 @click.option(
     "--seconds",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-@click.command("explore")
+@click.command("explore", short_help="Try the orders in which a few threads can go.")
 @click.argument("names", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--bound", type=click.IntRange(0, 10), help="Most preemptions.  [default: the scenario's own]")
 @click.option("--most", type=click.IntRange(1), help="Give up after so many executions.")

@@ -11,7 +11,7 @@ import click
 _KINDS = ("accelerators", "devices", "loaders")
 
 
-@click.command("list")
+@click.command("list", short_help="List accelerators, devices and loaders.")
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

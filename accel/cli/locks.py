@@ -12,7 +12,7 @@ _PLAIN = (
 )
 
 
-@click.command("locks")
+@click.command("locks", short_help="Print the order of the locks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
     """Print the order of the locks, and for each its rank, type and what it protects.

@@ -40,7 +40,7 @@ class MtreeFlags:
     png: str | None
 
 
-@click.command("mtree")
+@click.command("mtree", short_help="Show the memory map of a workload or an image.")
 @click.argument("target", metavar="[WORKLOAD.toml|IMAGE]", required=False)
 @click.option("--machine", "bare", is_flag=True, help="The machine that an image gets, without an image.")
 @click.option("-f", "--flat", is_flag=True, help="Print the flat views: what each address shows.")

@@ -24,7 +24,12 @@ class _Plugins(click.Group):
         return command
 
 
-@click.group("plugins", cls=_Plugins, invoke_without_command=True)
+@click.group(
+    "plugins",
+    cls=_Plugins,
+    invoke_without_command=True,
+    short_help="List the plugins, or write one of your own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:

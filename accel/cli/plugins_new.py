@@ -29,7 +29,7 @@ _LONGEST = 30
 _RENAMED = {"gitignore": ".gitignore"}
 
 
-@click.command("new")
+@click.command("new", short_help="Write a new plugin that works, in a folder accel-NAME.")
 @click.argument("name")
 @click.option(
     "--dir",

@@ -73,7 +73,7 @@ def _backings(context: click.Context, parameter: click.Parameter, values: tuple[
     return backings
 
 
-@click.command("run")
+@click.command("run", short_help="Run a guest image or a workload file.")
 @click.argument("target", metavar="[IMAGE|WORKLOAD.toml]", required=False)
 @click.option(
     "--accel",

@@ -58,7 +58,7 @@ def _plot_file(context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
-@click.command("stress")
+@click.command("stress", short_help="Stress a memory map under running guests.")
 @click.argument("target", metavar="[WORKLOAD.toml]", required=False)
 @click.option(
     "--touch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def test_no_command_prints_help_and_is_a_usage_error(accelctl: Accelctl) -> None
     done = accelctl()
     assert done.returncode == 2
     assert b"Usage: accelctl" in done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("plugins",), ("conformance",), ("list",)])
+def test_help_fits_into_80_columns(accelctl: Accelctl, command: tuple[str, ...]) -> None:
+    text = accelctl(*command, "--help", env={"COLUMNS": "80"}).stdout.decode()
+    assert [line for line in text.splitlines() if len(line) > 80 or re.search(r"[a-z]\.\.\.$", line)] == []
 
 
 def test_script_is_installed() -> None:

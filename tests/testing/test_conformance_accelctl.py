@@ -167,6 +167,7 @@ def test_conformance_of_what_keeps_the_interpreter_for_itself_is_ended_and_goes_
         (("mok",), 2, "no accelerator 'mok'; did you mean 'mock'"),
         (("mock", "-k", "kick"), 2, "no group 'kick' of tests; did you mean 'kicks'"),
         ((), 2, "which accelerator?"),
+        (("mock,kvm",), 2, "'mock,kvm': one accelerator at a time"),
         (("mock", "--timeout", "0"), 2, "0.0 is no number above zero"),
         (("mock", "--junit", "no/such/folder.xml"), 2, "--junit no/such/folder.xml: No such file or directory"),
     ],
