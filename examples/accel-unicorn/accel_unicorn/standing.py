@@ -12,7 +12,7 @@ from unicorn import x86_const as x86
 
 from accel.arch.x86 import X86State
 from accel.backend import VcpuBackend
-from accel.errors import BackendError
+from accel.errors import BackendError, CapabilityError
 from accel.exits import ExitKind
 from accel_unicorn import switch
 from accel_unicorn.engine import Engine
@@ -25,6 +25,7 @@ from accel_unicorn.turn import Turn
 ENDED, BETWEEN, WITHIN = range(3)
 
 _INTERRUPTED = int(ExitKind.INTERRUPTED)
+_EFER_SVME = 1 << 12
 
 
 class StandingVcpu(VcpuBackend):
@@ -56,7 +57,13 @@ class StandingVcpu(VcpuBackend):
         return read_state(self.engine, self._kept)
 
     def write_state(self, state: X86State) -> None:
-        """Set all registers; what is left of the last exit's instruction is completed first, and dropped."""
+        """Set all registers; what is left of the last exit's instruction is completed first, and dropped.
+
+        Raises:
+            CapabilityError: EFER.SVME is set. The guest has no such bit, and Unicorn's nested guests know no way out.
+        """
+        if state.efer & _EFER_SVME:
+            raise CapabilityError("unicorn has no nested guests: leave EFER.SVME (0x1000) clear")
         self.end()
         self._set(state)
         # Whoever sets registers may have loaded other code, of which the engine knows nothing.

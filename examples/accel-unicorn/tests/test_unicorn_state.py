@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from accel_unicorn.engine import Engine
 from accel_unicorn.layout import GENERAL, layout
 from accel_unicorn.state import mode_bits, read_state, write_state
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accel.arch.x86 import X86Segment, X86State, X86Table
+from accel.errors import CapabilityError
 
 words = st.integers(0, (1 << 64) - 1)
 flags = st.integers(0, 0xFFF).map(lambda value: value & 0xFD5 | 2)
@@ -92,3 +94,13 @@ def test_flags_that_are_written_are_what_the_guest_finds(bench):
 def test_new_vcpu_is_in_the_state_after_reset(bench):
     one = bench()
     assert one.vcpu.read_state() == X86State()
+
+
+def test_nested_guests_are_refused_and_the_guest_cannot_turn_them_on(bench):
+    # mov ecx, 0xc0000080; rdmsr; or ah, 0x10; wrmsr; rdmsr; hlt
+    one = bench(b"\xb9\x80\x00\x00\xc0\x0f\x32\x80\xcc\x10\x0f\x30\x0f\x32\xf4", mode="long64")
+    state = one.vcpu.read_state()
+    with pytest.raises(CapabilityError, match="SVME"):
+        one.vcpu.write_state(evolve(state, efer=state.efer | 0x1000))
+    one.vcpu.run()
+    assert one.vcpu.read_state().rax & 0x1000 == 0
