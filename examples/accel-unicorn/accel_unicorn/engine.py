@@ -62,6 +62,7 @@ class Engine:
         switch: How it is entered.
         epoch: Goes up with each change of its memory map.
         physical_addresses: Gives a block in which addresses lead to themselves, whatever the guest's paging is.
+        flags_within: Gives RFLAGS in the middle of an instruction, where Unicorn's own call may be wrong.
         reading: An address at which the engine is in the middle of a device read, so that the page has to stay.
     """
 
@@ -82,7 +83,9 @@ class Engine:
         self._chunks = SortedDict()
         self._pages: dict[int, ctypes.Array[ctypes.c_uint64]] = {}
         self.epoch = 0
+        self._kept_flags = 2
         self.physical_addresses: Callable[[], AbstractContextManager[None]] | None = None
+        self.flags_within: Callable[[], int] | None = None
         self.reading: int | None = None
         # It ends at no address, which it would else look up at each end with whatever page tables the guest has.
         self._uc.ctl_exits_enabled(True)
@@ -156,6 +159,8 @@ class Engine:
     def _changed(self) -> None:
         self.epoch += 1
         self.switch.words[EPOCH] = self.epoch
+        # An access that the engine stands at is given up.
+        self.keep_flags()
 
     def _drop_chunks(self, start: int, end: int) -> None:
         first = max(0, self._chunks.bisect_right(start) - 1)
@@ -173,6 +178,15 @@ class Engine:
     def stop(self) -> None:
         """Make the engine, which stands in a hook, end the emulation before the next instruction."""
         _check(uclib.uc_emu_stop(self._handle))
+
+    def keep_flags(self) -> None:
+        """Note the flags of the instruction in whose middle the engine may stand, in case it is given up."""
+        if self.flags_within is not None:
+            self._kept_flags = self.flags_within()
+
+    def restore_flags(self) -> None:
+        """Set the flags with which the instruction that was given up is begun anew; Unicorn may have lost them."""
+        self.write(x86.UC_X86_REG_RFLAGS, self._kept_flags)
 
     # registers and all else that the engine knows of the CPU
 

@@ -18,7 +18,15 @@ from accel_unicorn import switch
 from accel_unicorn.engine import Engine
 from accel_unicorn.guest_memory import GuestMemory
 from accel_unicorn.slots import UnicornSlots
-from accel_unicorn.state import physical_addresses, read_state, reset_floating_point, restore, save, write_state
+from accel_unicorn.state import (
+    flags_within,
+    physical_addresses,
+    read_state,
+    reset_floating_point,
+    restore,
+    save,
+    write_state,
+)
 from accel_unicorn.switch import BEGIN, REPLY
 from accel_unicorn.turn import Turn
 
@@ -49,6 +57,7 @@ class StandingVcpu(VcpuBackend):
         # Registers that the engine has not.
         self._kept = X86State()
         engine.physical_addresses = partial(physical_addresses, engine)
+        engine.flags_within = partial(flags_within, engine)
         reset_floating_point(engine)
         self._set(self._kept)
 

@@ -116,6 +116,21 @@ def exception_details(engine: Engine) -> tuple[int, bool]:
     return code, bool(software)
 
 
+def flags_within(engine: Engine) -> int:
+    """Return RFLAGS while the engine stands in the middle of an instruction, at an access or an exception.
+
+    Where the instruction before has set flags, Unicorn computes them in between, for its hook, and notes them as well.
+    In the middle of the next it has forgotten that, and takes the result for an operand from which they are still to be
+    computed. It shows by its being what was noted.
+    """
+    where = layout()
+    with engine.context() as data:
+        (noted,) = struct.unpack_from("<Q", data, where.flags)
+        (source,) = struct.unpack_from("<Q", data, where.cc_source)
+    flags = engine.read(x86.UC_X86_REG_RFLAGS)
+    return flags & ~_COMPUTED_FLAGS | source if source == noted & _COMPUTED_FLAGS else flags
+
+
 def mode_bits(state: X86State) -> int:
     """Return QEMU's hflags for `state`: what translated code depends on."""
     bits = state.ss.dpl if state.cr0 & _PE else 0

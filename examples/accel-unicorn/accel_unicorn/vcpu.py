@@ -17,7 +17,7 @@ from accel_unicorn.crossing import is_input, rest_of_read
 from accel_unicorn.engine import Engine, UcError, error_text
 from accel_unicorn.slots import UnicornSlots
 from accel_unicorn.standing import BETWEEN, WITHIN, StandingVcpu
-from accel_unicorn.state import exception_details
+from accel_unicorn.state import exception_details, flags_within
 from accel_unicorn.switch import (
     ATTENTION,
     COUNT,
@@ -151,6 +151,8 @@ class UnicornVcpu(StandingVcpu):
         if answer == GO_ON:
             # It goes on to make the access, so there has to be something.
             self._map_device()
+        else:
+            self.engine.keep_flags()
         self._words[REPLY] = answer
 
     def _map_device(self) -> None:
@@ -233,6 +235,7 @@ class UnicornVcpu(StandingVcpu):
         error = self._words[FIRST]
         self._has_ended()
         if error in _GIVEN_UP:
+            self.engine.restore_flags()
             self._accesses.begins_anew()
             self._map_device()
             return None
@@ -251,7 +254,7 @@ class UnicornVcpu(StandingVcpu):
         return _ERROR
 
     def _exception(self) -> int | None:
-        state = self.read_state()
+        state = evolve(self.read_state(), rflags=flags_within(self.engine))
         code, software = exception_details(self.engine)
         vector = self._words[FIRST]
         self._leave_emulation()
