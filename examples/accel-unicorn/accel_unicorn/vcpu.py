@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from attrs import evolve
 from unicorn import unicorn_const as uc
+from unicorn import x86_const as x86
 
 from accel.address import PAGE_SIZE
 from accel.arch.x86 import X86State
@@ -39,7 +40,7 @@ _INTERRUPTED, _SHUTDOWN, _ERROR = int(ExitKind.INTERRUPTED), int(ExitKind.SHUTDO
 
 _GIVEN_UP = (uc.UC_ERR_READ_UNMAPPED, uc.UC_ERR_READ_PROT, uc.UC_ERR_WRITE_UNMAPPED, uc.UC_ERR_WRITE_PROT)
 _NO_CODE = (uc.UC_ERR_FETCH_UNMAPPED, uc.UC_ERR_FETCH_PROT)
-_BREAKPOINT, _INVALID_OPCODE = 3, 6
+_INVALID_OPCODE = 6
 
 
 class UnicornVcpu(StandingVcpu):
@@ -52,7 +53,8 @@ class UnicornVcpu(StandingVcpu):
         self._access: Access | None = None
         # Set by any thread, before ATTENTION; taken back by the vCPU's.
         self._kicked = False
-        self._finishing = False
+        # Whether it only completes an instruction, and where that one is.
+        self._finishing, self._finishes = False, 0
         events: list[Callable[[], int | None]] = [self._unknown] * 8
         events[switch.ENDED] = self._ended
         events[switch.STOPPED] = self._stopped
@@ -122,7 +124,7 @@ class UnicornVcpu(StandingVcpu):
         """Complete the last exit's instruction; see `VcpuBackend.finish`."""
         if self._place != WITHIN:
             return _INTERRUPTED
-        self._finishing = True
+        self._finishing, self._finishes = True, self.engine.read(x86.UC_X86_REG_RIP)
         self._words[ATTENTION] = 1
         try:
             return self.run()
@@ -260,14 +262,10 @@ class UnicornVcpu(StandingVcpu):
         self._leave_emulation()
         # Unicorn has put RIP behind the instruction by now, even if that is to be tried again.
         self._set(state)
-        if self._finishing and not self._accesses.restarting:
-            # Of the next instruction, which will do it again; but an INT has been executed.
-            self._set(state if not software else self._before_int(state, vector))
+        if self._finishing and state.rip != self._finishes:
+            # The next instruction cannot be fetched, which it will find out again.
             return _INTERRUPTED
         return self._deliver(vector, code, software=software)
-
-    def _before_int(self, state: X86State, vector: int) -> X86State:
-        return evolve(state, rip=state.rip - (1 if vector == _BREAKPOINT else 2))
 
     def _deliver(self, vector: int, code: int = 0, *, software: bool = False) -> int | None:
         """Go on in the guest's handler."""

@@ -232,3 +232,20 @@ def test_exceptions_whose_handler_cannot_be_fetched_can_be_kicked(bench):
     one.machine.memory.add(accel.MemoryRegion.ram("more", "4K"), at=0x1000_0000)
     run.stop()
     assert run.done
+
+
+def test_fault_behind_a_device_read_is_delivered_without_another_read_although_state_is_read_between(bench):
+    # movsb from a device to a page that is not there
+    one = in_long_mode(bench, b"\xa4", {14: long_gate(HANDLER)}, rsi=0xE000_0000, rdi=0x80_0000_0000)
+    one.vcpu.run().reply(0x5A)
+    assert one.vcpu.read_state().cr2 == 0x80_0000_0000
+    assert isinstance(one.vcpu.run(), accel.IoOut)
+    assert frame(one, 2) == [2, 0x10_0000]
+
+
+def test_fetch_that_fails_behind_a_device_read_is_the_next_instruction_s(bench):
+    one = in_long_mode(bench, b"\xff\x23", {14: long_gate(HANDLER)}, rbx=0xE000_0000)  # jmp [rbx]
+    one.vcpu.run().reply(0x80_0000_0000)
+    assert one.vcpu.read_state().rip == 0x80_0000_0000
+    assert isinstance(one.vcpu.run(), accel.IoOut)
+    assert frame(one, 2) == [0, 0x80_0000_0000]
