@@ -36,6 +36,8 @@ _REST = 16 << 20
 _CHUNK = 2 << 20
 #: Most chunks at a time; the guest may touch as much as it likes, the list must not grow with it.
 _MAX_CHUNKS = 64
+#: The error of `Engine.map` where the engine stands in the middle of a device read that needs its page still.
+BUSY = uc.UC_ERR_RESOURCE
 _ALL_MEMORY = (1, 0)  # a hook whose first address is above its last is for all
 _READ_EXECUTE = uc.UC_PROT_READ | uc.UC_PROT_EXEC
 
@@ -169,7 +171,7 @@ class Engine:
                 break
             if self._chunks[chunk] > start:
                 if self.reading is not None and chunk <= self.reading < self._chunks[chunk]:
-                    raise _failure(uc.UC_ERR_RESOURCE)
+                    raise _failure(BUSY)
                 self.unmap(chunk, self._chunks[chunk] - chunk)
                 del self._chunks[chunk], self._pages[chunk]
 

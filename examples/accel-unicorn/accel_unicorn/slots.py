@@ -11,7 +11,7 @@ from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE, AddressRange
 from accel.errors import MemorySlotError
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.slot_plan import Slot
-from accel_unicorn.engine import Engine, UcError
+from accel_unicorn.engine import BUSY, Engine, UcError
 from accel_unicorn.turn import Turn
 
 #: Each slot is a region in each engine, which looks for one in a list.
@@ -59,6 +59,9 @@ class UnicornSlots:
             except UcError as error:
                 for engine in done:
                     engine.unmap(slot.gpa, slot.size)
+                if error.errno == BUSY:
+                    advice = "a vCPU is in the middle of a read there; change the map again once it has run on"
+                    raise _error("uc_mem_map_ptr", errno.EBUSY, slot, advice) from error
                 raise _error("uc_mem_map_ptr", errno.ENOMEM, slot, str(error)) from error
             self._slots[slot.gpa] = slot
 

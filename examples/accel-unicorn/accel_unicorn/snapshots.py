@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 import accel
 from accel.address import PAGE_SIZE
-from accel.errors import CapabilityError, StateError, UsageError
+from accel.errors import CapabilityError, ClosedError, StateError, UsageError
 from accel_unicorn.vcpu import UnicornVcpu
 from accel_unicorn.vm import UnicornVm
 
@@ -105,6 +105,9 @@ def _vm_of(machine: accel.Machine) -> UnicornVm:
 def _call(vcpu: accel.Vcpu, function: object) -> bytes:
     def call() -> bytes:
         vcpu.read_state()  # completes the last exit's instruction, or raises StateError
-        return cast(bytes, function(vcpu.backend))  # type: ignore[operator]
+        with vcpu.vm.big_lock:  # under which a vCPU is closed
+            if vcpu.closed:
+                raise ClosedError(f"vCPU {vcpu.index} is closed")
+            return cast(bytes, function(vcpu.backend))  # type: ignore[operator]
 
     return vcpu.call(call)

@@ -9,7 +9,6 @@ from unicorn import unicorn_const as uc
 from unicorn import x86_const as x86
 
 from accel.address import PAGE_SIZE
-from accel.arch.x86 import X86State
 from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_unicorn import interrupts, switch

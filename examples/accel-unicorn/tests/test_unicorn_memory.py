@@ -146,3 +146,16 @@ def test_code_that_a_vcpu_changes_itself_is_seen_at_once(bench):
     # mov al, 1; out 0x42, al; inc byte [0x100001]; jmp back
     one = bench(b"\xb0\x01\xe6\x42\xfe\x04\x25\x01\x00\x10\x00\xeb\xf3", mode="long64")
     assert [one.vcpu.run().data for _ in range(4)] == [b"\x01", b"\x02", b"\x03", b"\x04"]
+
+
+def test_memory_where_a_vcpu_is_in_the_middle_of_a_read_is_refused_and_can_be_added_later(bench):
+    one = bench(b"\xbb\xfd\x0f\x00\x10\x48\x8b\x03\xe6\x42" + HLT, mode="long64")  # mov rax, [0x10000ffd]
+    one.machine.memory.add(accel.MemoryRegion.ram("ram", "4K"), at=REGION)
+    found = one.vcpu.run()
+    found.reply(0x11_2233_4455)
+    more = accel.MemoryRegion.ram("more", "4K")
+    with pytest.raises(accel.errors.MemorySlotError, match="EBUSY.*in the middle of a read"):
+        one.machine.memory.add(more, at=REGION + 0x1000)
+    assert isinstance(one.vcpu.run(), accel.IoOut)
+    assert one.vcpu.read_state().rax == 0x11_2233_4455 << 24
+    one.machine.memory.add(more, at=REGION + 0x1000)

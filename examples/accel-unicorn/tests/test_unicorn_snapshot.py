@@ -69,3 +69,16 @@ def test_snapshot_on_another_accelerator_is_refused():
 def test_snapshot_leaves_pages_of_zeros_out(bench):
     one = bench(b"\xf4", mode="long64", memory="64M")
     assert 0 < snapshot(one.machine).size < 1 << 20
+
+
+def test_vcpu_that_is_closed_while_a_snapshot_is_taken_is_not_looked_at(bench, monkeypatch):
+    one = bench(b"\xe6\x42\xf4", mode="long64")
+    vcpu, read_state = one.vcpu, one.vcpu.read_state
+
+    def read_and_close() -> None:
+        read_state()
+        vcpu.close()
+
+    monkeypatch.setattr(vcpu, "read_state", read_and_close)
+    with pytest.raises(accel.errors.ClosedError, match="vCPU 0 is closed"):
+        snapshot(one.machine)
