@@ -1,6 +1,7 @@
-"""Dirty rings on real KVM: what a full one, a closed vCPU, a failed call and a lost entry come to.
+"""Dirty rings on real KVM: what a failed call, a lost entry and a wrong size come to.
 
-That they note what bitmaps note is tested beside those (`ring_size` in the other files).
+That they note what bitmaps note is tested beside those (`ring_size` in the other files), and what all accelerators with
+rings promise in `test_machine_dirty_rings.py`.
 """
 
 from __future__ import annotations
@@ -54,42 +55,6 @@ def machine():
 def dirty(one: accel.Machine, region: accel.MemoryRegion) -> set[int]:
     ranges = one.vm.dirty_log.collect(region, VGA).ranges()
     return {page for window in ranges for page in range(window.start // PAGE_SIZE, window.end // PAGE_SIZE)}
-
-
-@pytest.mark.parametrize("cpus", [1, 2])
-def test_run_goes_on_when_rings_are_full_and_misses_no_page(machine, cpus) -> None:
-    one, region = machine(writes(1200, each=100), 1200, cpus)
-    result = one.run(timeout=30)
-    assert result.outcome == accel.Outcome.HALTED
-    assert sum(vcpu.exits.get("dirty-ring-full", 0) for vcpu in result.vcpus) >= 1
-    assert dirty(one, region) == set(range(1200))
-    assert dirty(one, region) == set()
-
-
-def test_vcpu_run_by_hand_says_that_its_ring_was_full_and_goes_on(machine) -> None:
-    one, region = machine(writes(1200, each=100), 1200)
-    [vcpu] = one.vm.vcpus
-    exits = []
-    while not exits or exits[-1] != accel.Halt():
-        exits.append(vcpu.run())
-    assert accel.DirtyRingFull() in exits
-    assert sum(isinstance(one, accel.IoOut) for one in exits) == 12
-    assert dirty(one, region) == set(range(1200))
-
-
-def test_collecting_from_rings_holds_the_vcpus_and_from_bitmaps_nobody(machine) -> None:
-    for size, holds in ((SIZE, 1), (0, 0)):
-        one, region = machine(writes(1, each=1), 4, size=size)
-        before = one.vm.blocker.stats.inhibits
-        dirty(one, region)
-        assert one.vm.blocker.stats.inhibits - before == holds
-
-
-def test_vcpu_that_is_closed_leaves_what_it_noted(machine) -> None:
-    one, region = machine(writes(40, each=40), 100)
-    one.run(timeout=30)
-    one.vm.vcpus[0].close()
-    assert dirty(one, region) == set(range(40))
 
 
 def test_rings_that_cannot_be_reset_give_their_pages_again_later(machine, faults) -> None:

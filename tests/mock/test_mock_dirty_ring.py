@@ -1,4 +1,7 @@
-"""Dirty rings of the mock: what a full one, a closed vCPU and a failed call come to, as on KVM."""
+"""Dirty rings of the mock: what a failed call, a vCPU that nobody helps and a wrong size come to.
+
+What all accelerators with rings promise is tested in `test_machine_dirty_rings.py`.
+"""
 
 from __future__ import annotations
 
@@ -47,25 +50,6 @@ def dirty(one: accel.Machine, region: accel.MemoryRegion) -> set[int]:
     return {page for window in ranges for page in range(window.start // PAGE_SIZE, window.end // PAGE_SIZE)}
 
 
-@pytest.mark.parametrize("cpus", [1, 2])
-def test_run_goes_on_when_rings_are_full_and_misses_no_page(machine, cpus) -> None:
-    one, region = machine(writes(1000), 1001, cpus, dirty_ring_size=256)
-    result = one.run(timeout=30)
-    assert result.outcome == accel.Outcome.HALTED
-    # A ring takes 192 pages, and one more operation or so each time.
-    assert sum(vcpu.exits.get("dirty-ring-full", 0) for vcpu in result.vcpus) >= 3
-    assert dirty(one, region) == set(range(1000))
-    assert dirty(one, region) == set()
-
-
-def test_vcpu_run_by_hand_says_that_its_ring_was_full_and_goes_on(machine) -> None:
-    one, region = machine(writes(300), 300, dirty_ring_size=256)
-    [vcpu] = one.vm.vcpus
-    assert vcpu.run() == accel.DirtyRingFull()
-    assert vcpu.run() == accel.Halt()
-    assert dirty(one, region) == set(range(300))
-
-
 def test_vcpu_whose_ring_nobody_empties_comes_out_again_and_again(machine) -> None:
     one, region = machine(writes(300), 300, dirty_ring_size=256)
     backend = one.vm.vcpus[0].backend
@@ -74,13 +58,6 @@ def test_vcpu_whose_ring_nobody_empties_comes_out_again_and_again(machine) -> No
     one.vm.backend.empty_dirty_rings()
     assert backend.run() == accel.ExitKind.HALT
     assert dirty(one, region) == set(range(300))
-
-
-def test_vcpu_that_is_closed_leaves_what_it_noted(machine) -> None:
-    one, region = machine(writes(40), 100, dirty_ring_size=256)
-    one.run(timeout=30)
-    one.vm.vcpus[0].close()
-    assert dirty(one, region) == set(range(40))
 
 
 def test_writes_that_the_emulator_makes_are_in_the_ring(machine) -> None:
