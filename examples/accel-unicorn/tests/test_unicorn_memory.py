@@ -154,7 +154,7 @@ def test_memory_where_a_vcpu_is_in_the_middle_of_a_read_is_refused_and_can_be_ad
     found = one.vcpu.run()
     found.reply(0x11_2233_4455)
     more = accel.MemoryRegion.ram("more", "4K")
-    with pytest.raises(accel.errors.MemorySlotError, match="EBUSY.*in the middle of a read"):
+    with pytest.raises(accel.errors.MemorySlotError, match=r"EBUSY.*in the middle of a read"):
         one.machine.memory.add(more, at=REGION + 0x1000)
     assert isinstance(one.vcpu.run(), accel.IoOut)
     assert one.vcpu.read_state().rax == 0x11_2233_4455 << 24
