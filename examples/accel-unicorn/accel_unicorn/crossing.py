@@ -62,10 +62,10 @@ def _instruction(state: X86State, memory: GuestMemory) -> bytes:
 
 
 def _is_wide(code: bytes) -> bool:
-    """Return whether an instruction of long mode has 64-bit operands."""
-    for byte in code:
+    """Return whether an instruction of long mode has a 64-bit operand in memory; MOVSXD has one of 32 bits."""
+    for at, byte in enumerate(code):
         if byte not in _SEGMENT_PREFIX and byte not in _OTHER_PREFIX and byte != 0x67:
-            return byte & 0xF8 == 0x48
+            return byte & 0xF8 == 0x48 and code[at + 1 : at + 2] != b"\x63"
     return False
 
 

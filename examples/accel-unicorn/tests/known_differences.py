@@ -23,7 +23,8 @@ class Wrong(enum.Enum):
     """Who does not do what the manual says."""
 
     UNICORN = "Unicorn"
-    EMULATOR = "KVM's instruction emulator"
+    EMULATOR = "KVM where it executes guest code in its instruction emulator"
+    KVM = "KVM"
     NOBODY = "neither"
 
 
@@ -107,6 +108,15 @@ UNICORN = (
         "instruction, so a conditional jump behind the loop may go wrong.",
     ),
     Known(
+        "cmpxchg8b-flags",
+        Wrong.UNICORN,
+        ("cmpxchg8b and flags",),
+        _ANY,
+        lambda one: one.mnemonic.endswith("cmpxchg8b") and not one.effect.undefines,
+        ("flags",),
+        "CMPXCHG8B changes ZF only. Unicorn sets the others to what they were some instructions earlier.",
+    ),
+    Known(
         "write-fault",
         Wrong.UNICORN,
         ("page fault", "page fault across pages"),
@@ -172,14 +182,19 @@ UNICORN = (
         "A read of 16 bytes that begins in memory and ends on a device page is told to the device in wrong sizes.",
         device=True,
     ),
+)
+
+KVM = (
     Known(
-        "ins-to-a-device",
-        Wrong.UNICORN,
+        "rep-ins-to-a-device",
+        Wrong.KVM,
         ("ins",),
         _ANY,
-        lambda one: one.mnemonic.removeprefix("rep ").startswith("ins"),
+        lambda one: one.mnemonic.startswith("rep ins"),
         ("access", "[", "and "),
-        "INS writes a zero first, to find out whether it can write. In memory nobody sees it; a device does.",
+        "REP INS into a device: KVM, on every host, reads several items ahead and writes them as larger ones. If DF is "
+        "set, it writes the first of those that it has read, forgets the others and reads again. INS is a read and a "
+        "write for each item, as Unicorn has it.",
         device=True,
     ),
 )
@@ -300,7 +315,9 @@ EMULATOR = (
     ),
 )
 
-KNOWN = (*UNICORN, *NEITHER, *EMULATOR)
+KNOWN = (*UNICORN, *KVM, *NEITHER, *EMULATOR)
+#: Those that show on every host.
+EVERYWHERE = (*UNICORN, *KVM, *NEITHER)
 
 
 def excluding(entries: Iterable[Known], *, device: bool = False) -> Excluded:

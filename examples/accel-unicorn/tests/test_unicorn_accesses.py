@@ -247,3 +247,10 @@ def test_zeros_that_an_instruction_writes_are_told_each_time(bench):
     # mov [rbx], al; out 0x42, al; jmp back
     one = bench(mov(RBX, HOLE) + b"\x88\x03\xe6\x42\xeb\xfa", mode="long64")
     assert shapes(one.vcpu.run() for _ in range(6)) == 3 * [("w", HOLE, 1, 0)]
+
+
+def test_widening_read_that_ends_on_a_device_is_of_its_own_size(bench):
+    end = 16 << 20  # of RAM
+    one = bench(mov(RBX, end - 3) + b"\x48\x63\x0b" + HLT, mode="long64")  # movsxd rcx, dword [rbx]
+    assert shapes(one.exits(0x80)) == [("r", end, 1)]
+    assert one.vcpu.read_state().rcx == 0xFFFF_FFFF_8000_0000

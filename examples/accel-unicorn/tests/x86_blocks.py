@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from x86_encoding import BX, CF, CX, STATUS, ZF, Effect, EncodingError, Instruction, Mem, Reg
+from x86_encoding import BX, CF, CX, SP, STATUS, ZF, Effect, EncodingError, Instruction, Mem, Reg
 from x86_forms_data import CONDITIONS, define_flags
 from x86_operands import Operands
 from x86_sequences import Block, Flow, Jump, Node, Part, Place
@@ -85,7 +85,7 @@ def call(o: Operands, defined: int, body: Body) -> Block:
         drop = pushes * width
         ret = o.op("ret", b"\xc2", 0, f"{drop:#x}", imm=drop.to_bytes(2, "little"))
     head += [*_call(o), _over(o)]
-    return Block("call and ret", Flow.ONCE, tuple(head), body((), defined), (ret,))
+    return Block("call and ret", Flow.ONCE, tuple(head), body((SP,), defined), (ret,))
 
 
 def _call(o: Operands) -> list[Part]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from x86_encoding import AF, AX, BX, CF, CX, DX, OF, PF, SF, SP, STATUS, ZF, Effect, Instruction, Reg
+from attrs import evolve
+from x86_encoding import AF, AX, BX, CF, CX, DX, OF, PF, SF, SP, STATUS, ZF, Effect, EncodingError, Instruction, Reg
 from x86_forms import ALL, LOCK, LOGIC, form, with_lock
 from x86_operands import Operands
 
@@ -204,9 +205,17 @@ def _cmpxchg8b(o: Operands) -> list[Instruction]:
     # Its size is not that of operands, of which 16-bit code would take a prefix.
     size = 8 if o.mode.bits == 64 else o.mode.bits // 8
     label = "lock cmpxchg8b" if prefix else "cmpxchg8b"
-    effect = Effect(writes=ZF)
-    found = o.op(label, b"\x0f\xc7", size, rm, rm=rm, reg=1, prefix=prefix, wide=False, effect=effect)
-    return [found]
+    # It leaves the other flags as they are, but see `known_differences`.
+    effect = Effect(writes=ZF, undefines=STATUS & ~ZF)
+    return [o.op(label, b"\x0f\xc7", size, rm, rm=rm, reg=1, prefix=prefix, wide=False, effect=effect)]
+
+
+@form("cmpxchg8b and flags")
+def _cmpxchg8b_flags(o: Operands) -> list[Instruction]:
+    found = _cmpxchg8b(o)[0]
+    rm, reg = o.any_reg(4), o.any_reg(4)
+    before = o.op("cmp", b"\x39", 4, rm, reg, rm=rm, reg=reg, effect=ALL)
+    return [before, evolve(found, effect=Effect(writes=ZF))]
 
 
 # single bits
@@ -233,7 +242,10 @@ def _bit(name: str, digit: int) -> None:
         """Of a string of bits that reaches 64 bytes in either direction."""
         size = o.size(2)
         rm = o.mem(size, aligned=True, margin=80)
-        number = o.source.choice([n for n in range(o.mode.registers) if n not in o.keep | o.used | {SP}])
+        free = o.free()
+        if not free:
+            raise EncodingError
+        number = o.source.choice(free)
         o.set(number, o.source.randrange(-512, 512), size)
         reg = Reg(number, size)
         return [o.op(name, bytes([0x0F, 0x83 + 8 * digit]), size, rm, reg, rm=rm, reg=reg, effect=effect)]

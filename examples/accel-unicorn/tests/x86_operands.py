@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import TypeVar
 
 from attrs import define, field
 from x86_encoding import BP, PAIRS_16, SP, EncodingError, Instruction, Mem, Reg, immediate, instruction
 from x86_modes import DATA, DEVICE, HIGH, Mode, random_value
 
+_T = TypeVar("_T")
 _HIGH_MIDDLE = (DATA.start + DATA.end) // 2
 
 
@@ -17,7 +19,7 @@ class Operands:
     """Draws operands for one mode.
 
     Attributes:
-        keep: Registers that must not be written.
+        keep: Registers that must not be written; with the stack pointer among them, nor the stack by operands.
         device: Whether operands may lie in the device page, too, or on its border.
         setup: The instructions that what was drawn since `begin` needs before it.
         used: Registers that these set, or that were drawn as fixed.
@@ -56,6 +58,10 @@ class Operands:
         taken = {SP, *self.keep, *avoid}
         return self._register(size, [n for n in range(self.mode.registers) if n not in taken])
 
+    def free(self) -> list[int]:
+        """Return the registers that a unit may set before it."""
+        return [n for n in range(self.mode.registers) if n not in self.keep | self.used | {SP}]
+
     def any_reg(self, size: int) -> Reg:
         """Return a register that is only read; RSP too."""
         return self._register(size, range(self.mode.registers))
@@ -64,6 +70,11 @@ class Operands:
         choices = [Reg(n, size) for n in numbers if size > 1 or self.mode.bits == 64 or n < 4]
         if size == 1:
             choices += [Reg(n, 1, high=True) for n in numbers if n < 4]
+        return self._choice(choices)
+
+    def _choice(self, choices: list[_T]) -> _T:
+        if not choices:
+            raise EncodingError
         return self.source.choice(choices)
 
     def fixed(self, *numbers: int) -> None:
@@ -131,7 +142,8 @@ class Operands:
         """
         place = self.place(bytes_there or size, aligned=aligned, margin=margin)
         width = self.address_width()
-        if not aligned and not margin and self.chance(6) and width == self.mode.bits // 8 and width > 2:
+        may_be_stack = not aligned and not margin and SP not in self.keep and width == self.mode.bits // 8 > 2
+        if may_be_stack and self.chance(6):
             return Mem(size, width, base=SP, disp=self.source.randrange(-64, 64), disp_size=1)
         if width == 8 and self.chance(4):
             return Mem(size, 8, disp=place, disp_size=4, relative=True)
@@ -173,7 +185,7 @@ class Operands:
         raise EncodingError
 
     def _pair(self) -> tuple[int | None, int | None]:
-        free = [n for n in range(self.mode.registers) if n not in self.keep | self.used | {SP}]
+        free = self.free()
         self.source.shuffle(free)
         if len(free) < 2:
             raise EncodingError
@@ -182,7 +194,7 @@ class Operands:
 
     def _pair_16(self) -> tuple[int | None, int | None]:
         taken = self.keep | self.used
-        return self.source.choice([pair for pair in PAIRS_16 if not taken & {*pair}])
+        return self._choice([pair for pair in PAIRS_16 if not taken & {*pair}])
 
     def _disp(self, width: int, base: int | None, index: int | None) -> tuple[int, int]:
         """Return a displacement and its bytes; without a base it is still to be computed."""
