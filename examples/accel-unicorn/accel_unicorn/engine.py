@@ -233,6 +233,7 @@ class Engine:
 
     def flush_code(self) -> None:
         """Forget all translated code; not while the engine stands in a hook."""
+        self.switch.forget_known()
         self._uc.ctl_flush_tb()
 
     #: Where `scratch_page` shows its page.

@@ -51,6 +51,8 @@ NOTED, NOTES, MAX_NOTES = 29, 32, 64
 #: Linear address of the instruction, and those that are known not to be INS, each at its address modulo `MAX_KNOWN`.
 PLACE, KNOWN, MAX_KNOWN = 30, NOTES + 4 * MAX_NOTES, 16
 _WORDS = KNOWN + MAX_KNOWN
+#: No instruction lies there.
+_NOWHERE = (1 << 64) - 1
 
 #: Events. The first two are exits as they stand, equal to `ExitKind`: a port access and a simple access to memory.
 #: Their record is filled in and has their answer afterwards. Then: stopped before an instruction (its linear address);
@@ -167,11 +169,17 @@ class Switch:
         frame[5], frame[6] = self.address, addresses["start"]
         self.words[_ENGINE_STACK] = top - 72
         self.words[_HANDLE] = handle
+        self.forget_known()
         self.words[_EMU_START] = emu_start
         # mov rdi, block; mov rax, enter; jmp rax: a call without arguments takes two thirds of the time of one with.
         call = b"\x48\xbf%b\x48\xb8%b\xff\xe0" % (_word(self.address), _word(addresses["enter"]))
         self._call = _executable(call)
         self.enter: Callable[[], int] = ctypes.CFUNCTYPE(ctypes.c_int)(_address(self._call))
+
+    def forget_known(self) -> None:
+        """Forget which instructions are known not to be INS: other code may lie there now."""
+        for place in range(KNOWN, KNOWN + MAX_KNOWN):
+            self.words[place] = _NOWHERE
 
 
 def _word(value: int) -> bytes:

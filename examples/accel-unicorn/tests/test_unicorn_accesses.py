@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 import accel
@@ -254,3 +255,12 @@ def test_widening_read_that_ends_on_a_device_is_of_its_own_size(bench):
     one = bench(mov(RBX, end - 3) + b"\x48\x63\x0b" + HLT, mode="long64")  # movsxd rcx, dword [rbx]
     assert shapes(one.exits(0x80)) == [("r", end, 1)]
     assert one.vcpu.read_state().rcx == 0xFFFF_FFFF_8000_0000
+
+
+def test_ins_where_another_instruction_wrote_zeros_writes_once(bench):
+    one = bench(b"\xc6\x03\x00" + HLT, mode="long64")  # mov byte [rbx], 0
+    start = attrs.evolve(one.vcpu.read_state(), rbx=HOLE, rdi=HOLE)
+    for code, expected in ((b"\xc6\x03\x00", [("w", HOLE, 1, 0)]), (b"\x6c\x90\x90", [("w", HOLE, 1, 9)])):  # insb
+        one.machine.memory.write(0x10_0000, code)
+        one.vcpu.write_state(start)
+        assert shapes(one.exits(9)) == expected
