@@ -109,11 +109,11 @@ def physical_addresses(engine: Engine) -> Iterator[None]:
             struct.pack_into("<Q", data, where, cr0)
 
 
-def exception_details(engine: Engine) -> tuple[int, bool]:
-    """Return the error code of the exception at which the engine stands, and whether an INT instruction made it."""
+def exception_details(engine: Engine) -> tuple[int, bool, int]:
+    """Return the error code of the last exception, whether an INT instruction made it, and RIP behind that."""
     with engine.context() as data:
-        code, software = struct.unpack_from("<II", data, layout().error_code)
-    return code, bool(software)
+        code, software, behind = struct.unpack_from("<IIQ", data, layout().error_code)
+    return code, bool(software), behind
 
 
 def flags_within(engine: Engine) -> int:

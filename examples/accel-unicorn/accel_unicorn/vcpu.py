@@ -246,7 +246,7 @@ class UnicornVcpu(StandingVcpu):
             # It is about the next instruction, which will fail again.
             return _INTERRUPTED
         if error == uc.UC_ERR_INSN_INVALID:
-            return self._deliver(_INVALID_OPCODE)
+            return self._invalid()
         self._problem, self._fault = error_text(error), None
         if error in _NO_CODE:
             state = self.read_state()
@@ -254,9 +254,16 @@ class UnicornVcpu(StandingVcpu):
             self._fault = self._memory.fetched(state)
         return _ERROR
 
+    def _invalid(self) -> int | None:
+        """An invalid opcode, or INT 6, which Unicorn takes for one."""
+        _, software, behind = exception_details(self.engine)
+        if software:
+            self._set(evolve(self.read_state(), rip=behind))
+        return self._deliver(_INVALID_OPCODE, software=software)
+
     def _exception(self) -> int | None:
         state = evolve(self.read_state(), rflags=flags_within(self.engine))
-        code, software = exception_details(self.engine)
+        code, software, _ = exception_details(self.engine)
         vector = self._words[FIRST]
         self._leave_emulation()
         # Unicorn has put RIP behind the instruction by now, even if that is to be tried again.

@@ -249,3 +249,10 @@ def test_fetch_that_fails_behind_a_device_read_is_the_next_instruction_s(bench):
     assert one.vcpu.read_state().rip == 0x80_0000_0000
     assert isinstance(one.vcpu.run(), accel.IoOut)
     assert frame(one, 2) == [0, 0x80_0000_0000]
+
+
+@pytest.mark.parametrize("code", [b"\xcd\x06", b"\x66\xcd\x06"])
+def test_int_6_returns_behind_itself_as_any_int(bench, code):
+    one = in_long_mode(bench, code + b"\xe6\x43\xf4", {6: long_gate(HANDLER)}, handler=b"\xff\xc0\x48\xcf")
+    found = one.vcpu.run()  # inc eax; iretq
+    assert (found.port, found.data) == (0x43, b"\x01")
