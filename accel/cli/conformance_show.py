@@ -85,12 +85,21 @@ def _show(report: ConformanceReport, *, verbose: bool) -> None:
         table.add_row(group.name, *(str(count or "") for count in counts), f"{group.seconds:.1f}")
     plain_console().print(table)
     failed, skipped = report.all("failed"), report.all("skipped")
+    told: set[str] = set()
     for one in failed:
+        if one.text in told and not verbose:
+            continue
+        told.add(one.text)
         click.echo(f"\nFAILED {one.group}: {one.name}")
         click.echo(_paragraph("it   ", one.text))
         click.echo(_paragraph("rule ", one.rule))
         if verbose:
             click.echo(textwrap.indent(one.detail.strip(), "  | "))
+            continue
+        alike = Counter(other.group for other in failed if other.text == one.text and other is not one)
+        if alike:
+            groups = ", ".join(f"{count} of {name}" for name, count in alike.items())
+            click.echo(_paragraph("also ", f"{alike.total()} more tests, in the same words: {groups}"))
     if skipped:
         click.echo("\nskipped:")
         for (name, reason), count in Counter((one.group, one.text) for one in skipped).items():

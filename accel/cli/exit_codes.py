@@ -30,7 +30,7 @@ class ExitCode(enum.IntEnum):
 
 MEANINGS = {
     ExitCode.SUCCESS: "success",
-    ExitCode.EXPECTATION_FAILED: "an expectation failed: of a workload, demo, stress, scenario, conformance",
+    ExitCode.EXPECTATION_FAILED: "an expectation failed: workload, demo, stress, scenario, conformance",
     ExitCode.USAGE: "usage error or bad input: flags, image, workload file",
     ExitCode.NO_ACCELERATOR: "no accelerator can run this here",
     ExitCode.GUEST_CRASHED: "the guest crashed",

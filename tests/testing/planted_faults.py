@@ -9,6 +9,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable
+from itertools import count
 from types import MethodType
 from typing import Any
 
@@ -16,6 +17,7 @@ from attrs import evolve
 
 from accel.errors import BackendError
 from accel.exits import ExitKind
+from accel.program import Fetch, GuestProgram
 
 # memory
 
@@ -58,6 +60,31 @@ def unmap_forgotten(slots: Any) -> None:
 def offset_ignored(slots: Any) -> None:
     create = slots.create
     slots.create = lambda slot: create(evolve(slot, hva=slot.block.address))
+
+
+def readonly_lost_in_pieces(slots: Any) -> None:
+    create = slots.create
+    slots.create = lambda slot: create(evolve(slot, readonly=slot.readonly and not slot.offset))
+
+
+def moved_part_shifted(slots: Any) -> None:
+    create, places = slots.create, {}
+
+    def shifted(slot: Any) -> Any:
+        moved = places.setdefault((slot.offset, slot.size), slot.gpa) != slot.gpa
+        return create(evolve(slot, hva=slot.hva - 0x1000) if moved and slot.offset else slot)
+
+    slots.create = shifted
+
+
+def descriptor_leaked_for_a_log(slots: Any) -> None:
+    toggle = slots.toggle
+
+    def leak(old: Any, new: Any) -> None:
+        os.open(os.devnull, os.O_RDONLY)
+        toggle(old, new)
+
+    slots.toggle = leak
 
 
 def log_page_lost(slots: Any) -> None:
@@ -157,6 +184,11 @@ def kick_ignored(vcpu: Any, vm: Any) -> None:
     vcpu.kick = lambda thread_id: None
 
 
+def kick_lost_sometimes(vcpu: Any, vm: Any) -> None:
+    kick, numbers = vcpu.kick, count(1)
+    vcpu.kick = lambda thread_id: kick(thread_id) if next(numbers) % 100 else None
+
+
 def kick_all_at_once(vm: Any) -> None:
     vm.kick_all = lambda timeout: None
     vm.resume_all = lambda: None
@@ -205,6 +237,35 @@ def reply_ignored(vcpu: Any, vm: Any) -> None:
         return run()
 
     vcpu.run = forgetful
+
+
+def address_cut(vcpu: Any, kind: int) -> int:
+    if kind == ExitKind.MMIO:
+        vcpu.record[0] &= 0xFFFF_FFFF
+    return kind
+
+
+def views_shared(vcpu: Any, vm: Any) -> None:
+    vcpu.record, vcpu.io_data = vm.__dict__.setdefault("views", (vcpu.record, vcpu.io_data))
+
+
+class _NeverForgets(dict[int, Any]):
+    def clear(self) -> None:
+        pass
+
+
+def translations_kept(vcpu: Any, vm: Any) -> None:
+    vcpu.readable, vcpu.writable = _NeverForgets(), _NeverForgets()
+
+
+def code_kept(vcpu: Any, vm: Any) -> None:
+    load, known = vcpu.load_program, set()
+
+    def remember(program: Any) -> None:
+        load(GuestProgram([op for op in program.ops if not (isinstance(op, Fetch) and op.address in known)]))
+        known.update(op.address for op in program.ops if isinstance(op, Fetch))
+
+    vcpu.load_program = remember
 
 
 def record_narrow(vcpu: Any, vm: Any) -> None:

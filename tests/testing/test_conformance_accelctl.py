@@ -216,3 +216,13 @@ def test_conformance_takes_no_settings_of_the_folder_that_it_runs_in(check: Proc
     done = check("mock", "-k", "errors", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
+
+
+def test_conformance_tells_once_what_fails_in_the_same_words(check: Process) -> None:
+    done = check("recordnarrow", "-k", "exits,kicks")
+    assert done.returncode == 1
+    said = done.stdout
+    assert said.count("VcpuBackend.record is a memoryview of 16 bytes") == said.count("FAILED ") == 1
+    words = " ".join(said.split())
+    assert "more tests, in the same words: 26 of exits, 12 of kicks" in words
+    assert check("recordnarrow", "-k", "exits", "--verbose").stdout.count("FAILED ") == 27

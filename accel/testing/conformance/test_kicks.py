@@ -100,6 +100,20 @@ def test_kicks_again_and_again_bring_it_out_each_time(machine: MachineFactory, l
     vcpu.exit("after the last kick")
 
 
+def test_kicks_of_hundreds_are_all_heard(machine: MachineFactory, lane: Lanes) -> None:
+    """No kick is lost, wherever it finds the vCPU: on its way in, in the guest, or outside."""
+    one, rounds = machine(Loop((Add(COUNTER, 1, 8),), None)), 300
+    vcpu = lane(one)
+    for number in range(rounds):
+        # It is on its way in by now, or in the guest; each third time it has not begun.
+        if number % 3:
+            vcpu.start()
+        one.vm.vcpus[0].kick()
+        if not number % 3:
+            vcpu.start()
+        due(vcpu.exit(f"after kick {number + 1} of {rounds}"), Interrupted, f"after kick {number + 1} of {rounds}")
+
+
 def test_kicks_from_several_threads_lose_nothing(machine: MachineFactory, lane: Lanes, patience: float) -> None:
     """Kicks may come from any thread at any time: the guest neither skips nor repeats an operation."""
     rounds = 400

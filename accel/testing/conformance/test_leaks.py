@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from accel.backend import Capability
 from accel.errors import AccelError
 from accel.machine import Machine
+from accel.memory.dirty import DirtyClient
 from accel.memory.region import MemoryRegion
 from accel.plugins import find_accelerator, open_accelerator
 from accel.program import Add, Loop, Out, Store
@@ -92,6 +94,34 @@ def test_leaks_of_a_machine_that_ran(machine: MachineFactory, claims: Claims, pa
         machine.forget(one)
 
     leaks_nothing(live, "creating, running and closing a machine", patience)
+
+
+@needs_proc
+@runs_guests
+def test_leaks_of_changing_memory(machine: MachineFactory, claims: Claims, patience: float) -> None:
+    """A machine that lives on, and whose memory changes in every way that the accelerator claims, holds no more each
+    time."""
+    one, page = machine(), claims.page_size
+    region = MemoryRegion.ram("ram", 2 * page, max_size=4 * page)
+    device = MemoryRegion.mmio("device", page)
+
+    def change() -> None:
+        one.memory.add(region, at=BASE)
+        one.memory.add(device, at=BASE + page, priority=1)
+        region.move(BASE + 8 * page)
+        region.resize(4 * page)
+        if Capability.DIRTY_LOG in claims.capabilities:
+            region.start_log(DirtyClient.VGA)
+            one.vm.dirty_log.collect(region, DirtyClient.VGA)
+            region.stop_log(DirtyClient.VGA)
+        if Capability.READONLY_MEMORY in claims.capabilities:
+            region.set_readonly(True)
+            region.set_readonly(False)
+        one.memory.remove(device)
+        one.memory.remove(region)
+        region.resize(2 * page)
+
+    leaks_nothing(change, "changing memory and changing it back", patience)
 
 
 @needs_proc

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from accel.exits import Exit, IoIn, MmioRead, MmioWrite
+from accel.exits import Exit, Interrupted, IoIn, IoOut, MmioRead, MmioWrite
 from accel.memory.region import MemoryRegion
-from accel.program import Add, Load, Store
+from accel.program import RETURN_BYTE, Add, Fetch, GuestProgram, Load, Loop, Out, Store
 from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lanes
 from accel.testing.conformance.look import BASE, judged, look, pages, perform, tagged, write
-from accel.testing.conformance.verdict import Violation, expect
+from accel.testing.conformance.verdict import Violation, due, expect
 from accel.testing.machines import MachineFactory
 
 pytestmark = pytest.mark.accelerators(executes=("program", "x86"))
 
 SIZES = (1, 2, 4, 8)
+#: The x86 code that halts: no return, whatever executes it.
+_HALT = 0xF4
 VALUE = 0x8877_6655_4433_2211
 
 
@@ -71,8 +75,8 @@ def test_memory_locked_add_wraps_in_its_size(machine: MachineFactory, lane: Lane
     played = perform(one, lane(one), [Add(BASE + 0x80, 3, size), Load(BASE + 0x80, size, expect=2)])
     no_exits(played.exits, "a locked addition in RAM")
     found = ram.read(0x80, size + 1)
-    due = b"\x02".ljust(size, b"\0") + b"\x77"
-    expect(found == due, f"{most:#x} plus 3 in {size} bytes, and 77 behind it, is {found.hex(' ')} in RAM")
+    wanted = b"\x02".ljust(size, b"\0") + b"\x77"
+    expect(found == wanted, f"{most:#x} plus 3 in {size} bytes, and 77 behind it, is {found.hex(' ')} in RAM")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -145,6 +149,70 @@ def test_memory_splits_and_merges(machine: MachineFactory, lane: Lanes, claims: 
         look(one, vcpu, pages(BASE, [0x50 + n for n in range(6)], page), "after the device went")
 
 
+def test_memory_that_goes_is_gone_for_a_guest_that_stays_inside(
+    machine: MachineFactory, lane: Lanes, claims: Claims
+) -> None:
+    """Once a change is made, no vCPU reaches memory that went, not even one that has been in the guest all the time and
+    used it: its host memory may be something else by then."""
+    page = claims.page_size
+    for access in (Load(BASE + page, 8), Store(BASE + page, 1, 8), Add(BASE + page, 1, 8)):
+        one, ram = machine(Out(0x80, 1), Loop((access,), None)), MemoryRegion.ram("ram", 2 * page)
+        one.memory.add(ram, at=BASE)
+        vcpu = lane(one)
+        due(vcpu.run(), IoOut, "at the first operation")
+        vcpu.start()
+        waited = threading.Event()
+        while isinstance(access, Add) and ram.read(page, 8) == bytes(8) and not vcpu.idle:
+            waited.wait(0.001)
+        one.memory.remove(ram)
+        what = f"a guest that does {type(access).__name__} all the time, when its memory was removed,"
+        found = vcpu.exit(what)
+        if isinstance(found, Interrupted):  # it was held for the change
+            found = vcpu.run(what)
+        due(found, MmioWrite if isinstance(access, Store) else MmioRead, f"of {what}", address=BASE + page, size=8)
+        after = ram.read(page, 8)
+        waited.wait(0.001)
+        expect(ram.read(page, 8) == after, f"{what} still wrote to it")
+
+
+def test_memory_that_comes_in_place_of_other_brings_its_code(
+    machine: MachineFactory, lane: Lanes, claims: Claims
+) -> None:
+    """Code is executed as it is in memory by then: not as it was there before, in a region that has gone, or before the
+    host wrote there."""
+    one, page = machine(), claims.page_size
+    vcpu, regions = lane(one), [MemoryRegion.ram(f"code{n}", page) for n in range(3)]
+    for region, byte in zip(regions, (RETURN_BYTE, _HALT, RETURN_BYTE), strict=True):
+        region.write(0x40, bytes((byte,)))
+    program = GuestProgram([Fetch(BASE + 0x40), Out(0x80, 1)])
+    for turn, region in enumerate(regions):
+        one.memory.add(region, at=BASE)
+        one.load(program)
+        found = vcpu.run(f"code in region {turn + 1} of 3 in one place")
+        if region is regions[1]:
+            what = "a guest returned from code that was there before, in a region that has gone"
+            expect(not isinstance(found, IoOut), what)
+        else:
+            due(found, IoOut, f"after code in region {turn + 1} of 3 in one place")
+        one.memory.remove(region)
+    one.memory.add(regions[0], at=BASE)
+    one.memory.write(BASE + 0x40, bytes((_HALT,)))
+    one.load(program)
+    expect(not isinstance(vcpu.run(), IoOut), "a guest returned from code that the host had written over")
+
+
+def test_memory_above_4g_is_not_that_below(machine: MachineFactory, lane: Lanes, claims: Claims) -> None:
+    """Addresses have more than 32 bits: in RAM, and where they come out."""
+    if "program" not in claims.executes:
+        pytest.skip(f"{claims.name} executes no programs as they are; page tables of x86 ones end where RAM does")
+    one, page, high = machine(), claims.page_size, 0x21_0000_0000
+    with one.transaction():
+        one.memory.add(tagged("low", 1, 0x10, page), at=BASE)
+        one.memory.add(tagged("high", 1, 0x20, page), at=high + BASE)
+    wanted = pages(BASE, [0x10, None], page) | pages(high + BASE, [0x20, None], page)
+    look(one, lane(one), wanted, "with RAM at one place below 4 GiB, and above")
+
+
 def test_memory_of_a_higher_priority_covers(machine: MachineFactory, lane: Lanes, claims: Claims) -> None:
     """Where RAM covers RAM, the guest sees the one of higher priority; a region that is disabled covers nothing."""
     one, page = machine(), claims.page_size
@@ -176,6 +244,9 @@ def test_memory_shows_twice_through_aliases(machine: MachineFactory, lane: Lanes
     look(one, vcpu, {BASE + page + 64: 0xABCD}, "after a store through an alias")
     window.set_target_offset(2 * page)
     look(one, vcpu, pages(far, [0x82, 0x83, None], page), "after an alias was turned to another part")
+    window.move(far + page)
+    look(one, vcpu, pages(far, [None, 0x82, 0x83, None], page), "after an alias moved")
+    look(one, vcpu, pages(BASE, [0x80, 0x81, 0x82, 0x83], page), "at what an alias shows, after that moved,")
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -223,9 +294,9 @@ def test_memory_access_across_the_end_of_ram_comes_out_with_the_rest(
                 for n, byte in enumerate(found.value.to_bytes(found.size, "little")):
                     expect(found.address + n not in written, f"a byte of one store came out twice: {found}")
                     written[found.address + n] = byte
-        due = {address: data[address - at] for address in outside}
+        wanted = {address: data[address - at] for address in outside}
         what = f"a store of {data.hex(' ')}, {cut} bytes before the border of {first} and what follows,"
-        expect(written == due, f"{what} came out as {_bytes(written)}; due was {_bytes(due)}")
+        expect(written == wanted, f"{what} came out as {_bytes(written)}; due was {_bytes(wanted)}")
         inside = one.memory.read(border - cut if first == "RAM" else border, size - len(outside))
         kept = data[:cut] if first == "RAM" else data[cut:]
         expect(inside == kept, f"{what} left {inside.hex(' ')} in RAM; due was {kept.hex(' ')}")

@@ -105,6 +105,34 @@ def test_readonly_memory_comes_and_goes(machine: MachineFactory, lane: Lanes, cl
 
 
 @claimed
+@every_plan
+def test_readonly_memory_stays_so_in_pieces(machine: MachineFactory, lane: Lanes, claims: Claims, way: str) -> None:
+    """ROM that is cut in two, that moves, or that shows through an alias is read-only in each of its places."""
+    one, page = machine(options=options_for(way, claims)), claims.page_size
+    vcpu, region, far = lane(one), MemoryRegion.rom("rom", b"", 4 * page), BASE + 64 * page
+    device = MemoryRegion.mmio("device", page, read=lambda offset, size: 0)
+    window = MemoryRegion.alias("window", region, 2 * page, 2 * page)
+
+    def check(places: list[int], after: str) -> None:
+        for at in places:
+            exits = perform(one, vcpu, [Store(at + 8, 0x77, 1)]).exits
+            expect(exits, f"{after} a store to ROM at {at + 8:#x} did not come out")
+            due(exits[0], MmioWrite, f"{after} at a store to ROM", address=at + 8, size=1, value=0x77)
+        expect(not any(region.read(0, 4 * page)), f"{after} a store to ROM changed its contents")
+
+    one.memory.add(region, at=BASE)
+    one.memory.add(device, at=BASE + page, priority=1)
+    check([BASE, BASE + 2 * page, BASE + 3 * page], "after a device cut it in two")
+    one.memory.remove(device)
+    check([BASE + n * page for n in range(4)], "after it was whole again")
+    one.memory.add(window, at=far)
+    check([far, far + page], "through an alias")
+    region.move(BASE + 8 * page)
+    window.move(far + page)
+    check([BASE + 8 * page, BASE + 11 * page, far + page, far + 2 * page], "after it moved")
+
+
+@claimed
 def test_readonly_memory_next_to_ram_takes_its_part_of_a_store(
     machine: MachineFactory, lane: Lanes, claims: Claims
 ) -> None:

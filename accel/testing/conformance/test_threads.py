@@ -7,14 +7,14 @@ import threading
 import pytest
 
 from accel.errors import ClosedError
-from accel.exits import Halt, Interrupted, IoOut
-from accel.program import Add, GuestProgram, Loop, Out, Store
+from accel.exits import Halt, Interrupted, IoIn, IoOut, MmioRead
+from accel.program import ERRORS, Add, GuestProgram, In, Load, Loop, Out, Store
 from accel.result import Outcome
 from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lane, Lanes
 from accel.testing.conformance.look import BASE, finish, look, pages, tagged
 from accel.testing.conformance.pace import Pace
-from accel.testing.conformance.test_kicks import COUNTER, COUNTING, PORT, counting, until_it_counts
+from accel.testing.conformance.test_kicks import COUNTER, COUNTING, HOLE, PORT, counting, until_it_counts
 from accel.testing.conformance.verdict import due, expect
 from accel.testing.machines import MachineFactory
 
@@ -46,6 +46,23 @@ def test_threads_add_atomically(machine: MachineFactory, claims: Claims, patienc
     for address, size, step in ((COUNTER, 8, 1), (COUNTER + 8, 4, 3)):
         found, wanted = int.from_bytes(one.memory.read(address, size), "little"), cpus * rounds * step
         expect(found == wanted, f"{cpus} vCPUs added {step} to one word {rounds} times each, and it is {found}")
+
+
+@pytest.mark.accelerators(vcpus=2)
+@pytest.mark.parametrize("what", ["port", "memory"])
+def test_threads_get_the_replies_that_are_for_them(machine: MachineFactory, lane: Lanes, what: str) -> None:
+    """Each vCPU has a record and port data of its own: what two read at once are two exits, with a reply for each."""
+    read = In(PORT, 4, expect=0x1234_5678) if what == "port" else Load(HOLE, 4, expect=0x1234_5678)
+    one = machine(read, Out(PORT, ERRORS), cpus=2)
+    lanes, kind = [lane(one, index) for index in range(2)], IoIn if what == "port" else MmioRead
+    exits = [due(vcpu.run(), kind, f"at the read of vCPU {index}") for index, vcpu in enumerate(lanes)]
+    for found, reply in zip(exits, (0x1234_5678, 0xFFFF_FFFF), strict=True):
+        assert isinstance(found, (IoIn, MmioRead))
+        found.reply(reply)
+    for index, vcpu in enumerate(lanes):
+        report = due(vcpu.run(), IoOut, f"after the reply to vCPU {index}")
+        assert isinstance(report, IoOut)
+        expect(report.data == bytes((index,)), f"of two vCPUs that read at once, vCPU {index} did not get its reply")
 
 
 def test_threads_may_take_turns_with_a_vcpu(machine: MachineFactory, patience: float) -> None:
