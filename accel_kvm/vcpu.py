@@ -78,7 +78,8 @@ class KvmVcpu(VcpuBackend):
         self._words = self._bytes.cast("I")
         self.record = self._bytes[_UNION : _UNION + 32].cast("Q")
         self.io_data = self._bytes[_IO_DATA_OFFSET : _IO_DATA_OFFSET + _PAGE]
-        self._kvm_run = abi.KvmRun.from_buffer(self._page)
+        # What the page said at the last exit that is neither port nor memory, for `describe`.
+        self._details = abi.KvmRun()
         self._last = _OTHER
         # Whether immediate_exit is set for a kick and not by `finish`. Set by whoever kicks, before that flag.
         self._kicked = False
@@ -142,8 +143,8 @@ class KvmVcpu(VcpuBackend):
         """Return the last exit's own words, and where the guest stands."""
         text = f"exit reason {self._words[_REASON_WORD]}"
         if self._last == ExitKind.INTERNAL_ERROR:
-            text = f"KVM internal error, suberror {self._kvm_run.internal.suberror}"
-            failure = self._kvm_run.emulation_failure
+            text = f"KVM internal error, suberror {self._details.internal.suberror}"
+            failure = self._details.emulation_failure
             if (
                 failure.suberror == abi.KVM_INTERNAL_ERROR_EMULATION
                 and failure.ndata >= 3
@@ -154,7 +155,7 @@ class KvmVcpu(VcpuBackend):
         elif self._last == _NO_MEMORY:
             text = "KVM cannot enter a VM that never had memory (ENOSPC)"
         elif self._last == ExitKind.FAIL_ENTRY:
-            text = f"hardware entry failure {self._kvm_run.fail_entry.hardware_entry_failure_reason:#x}"
+            text = f"hardware entry failure {self._details.fail_entry.hardware_entry_failure_reason:#x}"
         elif self._last == ExitKind.SHUTDOWN:
             text = "triple fault"
         state = self.read_state()
@@ -177,7 +178,7 @@ class KvmVcpu(VcpuBackend):
             self._release()
 
     def _release(self) -> None:
-        del self.run, self._kvm_run
+        del self.run
         for view in (self.record, self.io_data, self._words, self._bytes):
             view.release()
         try:
@@ -204,7 +205,13 @@ class KvmVcpu(VcpuBackend):
         self._last = kind
         if kind == _INTERRUPTED:
             self._take_back_kick()
-        elif kind == _OTHER:
+            return kind
+        if kind < ExitKind.SHUTDOWN:
+            return kind
+        self._details = abi.KvmRun.from_buffer_copy(self._page)
+        # Of the word with size and direction of an access, KVM writes five bytes; these exits leave more in it.
+        self.record[2] = 0
+        if kind == _OTHER:
             self.record[0] = self._words[_REASON_WORD]
         return kind
 

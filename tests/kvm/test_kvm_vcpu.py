@@ -185,6 +185,15 @@ class EnableCap(ctypes.Structure):
     ]
 
 
+def test_vcpu_memory_read_after_an_exit_that_left_more_behind_is_no_write(boot) -> None:
+    """Of the word that says what an access is, KVM writes five bytes; what it says about an error lies there too."""
+    guest = boot("0f0b a100002000 f4")  # ud2; mov HOLE, %eax; hlt
+    guest.vcpu.backend.record[2] = 0xABCDEF << 40
+    assert isinstance(guest.vcpu.run(), Shutdown)
+    guest.vcpu.write_state(attrs.evolve(guest.start, rip=guest.start.rip + 2))
+    assert guest.vcpu.run() == MmioRead(HOLE, 4, None)
+
+
 def test_vcpu_exit_without_an_object_of_its_own_gives_its_number(boot) -> None:
     guest = boot("b9debc0a00 0f32 f4")  # mov $0xabcde, %ecx; rdmsr, of an MSR that nobody has
     user_space_msr, unknown_msrs = 188, 1 << 1
