@@ -32,7 +32,7 @@ CAUGHT = {
     "addresscut": ("memory_above_4g", "came out with MmioRead(address=0x10001000"),
     "portdatashared": ("threads_get_the_replies and port", "vCPU 0 did not get its reply"),
     "recordshared": ("threads_get_the_replies and memory", "vCPU 0 did not get its reply"),
-    "codekept": ("memory_that_comes_in_place", "returned from code that was there before"),
+    "codekept": ("exits_fetch_finds_the_code", "returned from code that was there before"),
     "kicklostoutside": ("kicks_outside_are_for_the_next_run", "due was Interrupted"),
     "kickkept": ("kicks_are_taken_back", "came out with Interrupted; due was IoOut"),
     "kickallatonce": ("kicks_of_all_keep_the_guests_out", "between `kick_all` and `resume_all`"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from accel.exits import ExitKind, Halt, InternalError, IoIn, IoOut, MmioRead, MmioWrite, Shutdown, pack_io
-from accel.program import ERRORS, Add, Fetch, In, Load, Out, Store
+from accel.memory.region import MemoryRegion
+from accel.program import ERRORS, RETURN_BYTE, Add, Fetch, GuestProgram, In, Load, Out, Store
+from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lanes, play
 from accel.testing.conformance.verdict import due, expect, shown
 from accel.testing.machines import MachineFactory
@@ -15,6 +17,8 @@ pytestmark = pytest.mark.accelerators(executes=("program", "x86"))
 
 HOLE = 0x1000_0000
 PORT = 0x80
+#: The x86 code that halts: no return, whatever executes it.
+HALT_BYTE = 0xF4
 VALUE = 0x8F9E_ADBC_CBDA_E9F8
 
 
@@ -153,3 +157,27 @@ def test_exits_fetch_from_a_hole_is_a_failure_that_is_described(machine: Machine
     expect(vcpu.backend.describe(), "`describe` says nothing of an instruction fetch from a hole")
     place = vcpu.backend.fault_address()
     expect(place in (None, HOLE), f"`fault_address` is {place!r} for an instruction fetch from {HOLE:#x}")
+
+
+def test_exits_fetch_finds_the_code_that_is_there_now(machine: MachineFactory, lane: Lanes, claims: Claims) -> None:
+    """Code is executed as it is in memory by then: not as it was there before, in a region that has gone, or before the
+    host wrote there."""
+    one, page = machine(), claims.page_size
+    vcpu, regions = lane(one), [MemoryRegion.ram(f"code{n}", page) for n in range(3)]
+    for region, byte in zip(regions, (RETURN_BYTE, HALT_BYTE, RETURN_BYTE), strict=True):
+        region.write(0x40, bytes((byte,)))
+    program = GuestProgram([Fetch(HOLE + 0x40), Out(0x80, 1)])
+    for turn, region in enumerate(regions):
+        one.memory.add(region, at=HOLE)
+        one.load(program)
+        found = vcpu.run(f"code in region {turn + 1} of 3 in one place")
+        if region is regions[1]:
+            what = "a guest returned from code that was there before, in a region that has gone"
+            expect(not isinstance(found, IoOut), what)
+        else:
+            due(found, IoOut, f"after code in region {turn + 1} of 3 in one place")
+        one.memory.remove(region)
+    one.memory.add(regions[0], at=HOLE)
+    one.memory.write(HOLE + 0x40, bytes((HALT_BYTE,)))
+    one.load(program)
+    expect(not isinstance(vcpu.run(), IoOut), "a guest returned from code that the host had written over")

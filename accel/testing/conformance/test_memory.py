@@ -8,7 +8,7 @@ import pytest
 
 from accel.exits import Exit, Interrupted, IoIn, IoOut, MmioRead, MmioWrite
 from accel.memory.region import MemoryRegion
-from accel.program import RETURN_BYTE, Add, Fetch, GuestProgram, Load, Loop, Out, Store
+from accel.program import Add, Load, Loop, Out, Store
 from accel.testing.claims import Claims
 from accel.testing.conformance.lane import Lanes
 from accel.testing.conformance.look import BASE, judged, look, pages, perform, tagged, write
@@ -18,8 +18,6 @@ from accel.testing.machines import MachineFactory
 pytestmark = pytest.mark.accelerators(executes=("program", "x86"))
 
 SIZES = (1, 2, 4, 8)
-#: The x86 code that halts: no return, whatever executes it.
-_HALT = 0xF4
 VALUE = 0x8877_6655_4433_2211
 
 
@@ -173,32 +171,6 @@ def test_memory_that_goes_is_gone_for_a_guest_that_stays_inside(
         after = ram.read(page, 8)
         waited.wait(0.001)
         expect(ram.read(page, 8) == after, f"{what} still wrote to it")
-
-
-def test_memory_that_comes_in_place_of_other_brings_its_code(
-    machine: MachineFactory, lane: Lanes, claims: Claims
-) -> None:
-    """Code is executed as it is in memory by then: not as it was there before, in a region that has gone, or before the
-    host wrote there."""
-    one, page = machine(), claims.page_size
-    vcpu, regions = lane(one), [MemoryRegion.ram(f"code{n}", page) for n in range(3)]
-    for region, byte in zip(regions, (RETURN_BYTE, _HALT, RETURN_BYTE), strict=True):
-        region.write(0x40, bytes((byte,)))
-    program = GuestProgram([Fetch(BASE + 0x40), Out(0x80, 1)])
-    for turn, region in enumerate(regions):
-        one.memory.add(region, at=BASE)
-        one.load(program)
-        found = vcpu.run(f"code in region {turn + 1} of 3 in one place")
-        if region is regions[1]:
-            what = "a guest returned from code that was there before, in a region that has gone"
-            expect(not isinstance(found, IoOut), what)
-        else:
-            due(found, IoOut, f"after code in region {turn + 1} of 3 in one place")
-        one.memory.remove(region)
-    one.memory.add(regions[0], at=BASE)
-    one.memory.write(BASE + 0x40, bytes((_HALT,)))
-    one.load(program)
-    expect(not isinstance(vcpu.run(), IoOut), "a guest returned from code that the host had written over")
 
 
 def test_memory_above_4g_is_not_that_below(machine: MachineFactory, lane: Lanes, claims: Claims) -> None:
