@@ -53,6 +53,7 @@ class Side:
         for name, start, end in (("low", 0, DEVICE.start), ("high", DEVICE.end, RAM_SIZE)):
             vm.memory.add(accel.MemoryRegion.ram(name, end - start), at=start)
         self._memory = vm.memory
+        self._cover = accel.MemoryRegion.ram("cover", DEVICE.size)
         self._vcpu = vm.create_vcpu(0)
         self._accesses: list[Access] = []
         self._answers = 0
@@ -75,6 +76,11 @@ class Side:
         memory = self._memory.read(0, DEVICE.start) + bytes(DEVICE.size)
         memory += self._memory.read(DEVICE.end, RAM_SIZE - DEVICE.end)
         return Outcome(end, registers, state.rflags, memory, tuple(self._accesses))
+
+    def renew_device(self) -> None:
+        """Have the accelerator forget what it knows of the device page: put RAM there and take it away."""
+        self._memory.add(self._cover, at=DEVICE.start)
+        self._memory.remove(self._cover)
 
     def _until_end(self) -> str:
         self._accesses, self._answers = [], 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import evolve
-from x86_encoding import AF, AX, BX, CF, CX, DX, OF, PF, SF, SP, STATUS, ZF, Effect, EncodingError, Instruction, Reg
+from x86_encoding import AF, AX, BX, CF, CX, DX, OF, PF, SF, STATUS, ZF, Effect, EncodingError, Instruction, Reg
 from x86_forms import ALL, LOCK, LOGIC, form, with_lock
 from x86_operands import Operands
 
@@ -30,8 +30,8 @@ CONDITIONS = (
 
 def define_flags(o: Operands) -> Instruction:
     """Return an instruction that defines all flags and changes nothing else."""
-    reg = Reg(SP, 4)
-    return o.op("cmp", b"\x83", 4, reg, "0x12", rm=reg, reg=7, imm=b"\x12", effect=ALL)
+    reg, (imm, shown) = o.any_reg(4), o.imm(4, short=True)
+    return o.op("cmp", b"\x83", 4, reg, shown, rm=reg, reg=7, imm=imm, effect=ALL)
 
 
 # moves and conversions
