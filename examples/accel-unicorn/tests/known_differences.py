@@ -124,7 +124,7 @@ UNICORN = (
         _modifies_nowhere,
         ("[",),
         "An instruction that reads and then writes a page that is not there: the page fault's error code says that it "
-        "was a read. A processor takes such an access for a write (volume 3, 4.7), and so does KVM.",
+        "was a read. It is one that needs a page to write to, and processors say so, and KVM.",
     ),
     Known(
         "jump-nowhere",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from attrs import evolve
+from known_differences import KNOWN
 from two_sides import Outcome, Side, differences, joined, report, shrink
 from x86_draw import draw_fault, draw_sequence, draw_unit, names_of
 from x86_encoding import AF, CF, OF, PF, SF, STATUS, ZF, Effect, UndefinedFlagError
@@ -145,3 +147,10 @@ def test_writes_next_to_each_other_are_compared_as_one():
 
 def test_forms_are_named_once():
     assert not set(FORMS) & set(FAULTS)
+
+
+def test_page_names_each_known_difference():
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    section = page.partition("## What is the same as on KVM, what is not\n")[2].partition("\n## ")[0]
+    named = [name for line in section.splitlines() if line.startswith("| `") for name in line.split("|")[1].split(",")]
+    assert {name.strip(" `") for name in named} == {one.name for one in KNOWN}
