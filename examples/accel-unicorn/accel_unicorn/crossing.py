@@ -23,6 +23,9 @@ _WITH_BYTE = frozenset({0x6B, 0x80, 0x82, 0x83, 0xC0, 0xC1, 0xC6})
 _WITH_WORD = frozenset({0x69, 0x81, 0xC7})
 #: SHLD and SHRD are not among them: Unicorn forgets their immediate as well, and it is where Unicorn reads that counts.
 _WITH_BYTE_0F = frozenset({0x3A, 0x70, 0x71, 0x72, 0x73, 0xBA, 0xC2, 0xC4, 0xC5, 0xC6})
+#: Opcodes that read memory without saying where: strings, the stack, and absolute addresses. No ModRM follows.
+_IMPLICIT = frozenset({*range(0x58, 0x60), 0x07, 0x17, 0x1F, 0x61, *range(0x6C, 0x70), 0x9D, *range(0xA0, 0xA8)})
+_IMPLICIT |= {*range(0xAA, 0xB0), 0xC2, 0xC3, 0xC9, 0xCA, 0xCB, 0xCF}
 _BASES_16 = (("rbx", "rsi"), ("rbx", "rdi"), ("rbp", "rsi"), ("rbp", "rdi"), ("rsi",), ("rdi",), ("rbp",), ("rbx",))
 
 
@@ -84,9 +87,12 @@ def _operands(state: X86State, code: bytes) -> Iterator[int]:
     behind = _immediate(code[at : at + 3], 4 if rex & 8 or 0x66 not in code[:at] else 2)
     if at < len(code) and code[at] == 0x0F:
         at += 2 if code[at + 1 : at + 2] in (b"\x38", b"\x3a") else 1
-    offset, base = _modrm(state, code[at + 1 :], bits, rex, at + 1 + behind)
     mask = (1 << bits) - 1
-    for name, value in ((segment or base, offset), (segment or "ds", state.rsi), ("es", state.rdi), ("ss", state.rsp)):
+    places = [(segment or "ds", state.rsi), ("es", state.rdi), ("ss", state.rsp)]
+    if code[at : at + 1] and (code[at] not in _IMPLICIT or code[at - 1 : at] == b"\x0f"):
+        offset, base = _modrm(state, code[at + 1 :], bits, rex, at + 1 + behind)
+        places.insert(0, (segment or base, offset))
+    for name, value in places:
         start = 0 if long and name not in ("fs", "gs") else getattr(state, name).base
         yield (start + (value & mask)) & ((1 << 64) - 1 if long else 0xFFFF_FFFF)
     moffs = int.from_bytes(code[at + 1 : at + 1 + bits // 8], "little")

@@ -264,3 +264,9 @@ def test_ins_where_another_instruction_wrote_zeros_writes_once(bench):
         one.machine.memory.write(0x10_0000, code)
         one.vcpu.write_state(start)
         assert shapes(one.exits(9)) == expected
+
+
+def test_string_read_that_ends_on_a_device_is_not_mistaken_for_what_follows_it(bench):
+    end = 16 << 20  # of RAM
+    code = mov(RSI, end - 3) + mov(RDI, 0x20_0000) + b"\xa5\x66\xff\xca" + HLT  # movsd; dec dx, which is also [rsi - 1]
+    assert shapes(bench(code, mode="long64").exits()) == [("r", end, 1)]
