@@ -144,8 +144,13 @@ class Run:
         if self.on_vcpu_thread():
             raise StateError("wait on a vCPU's own thread would wait for itself; call stop there")
         try:
-            if not self._control.wait_done(timeout):
+            if not self._control.wait_ending(timeout):
                 self.stop(Outcome.TIMED_OUT)
+            elif not self._control.wait_done(STOP_TIMEOUT):
+                # Told to end, by whoever it was, and no kick has brought it out.
+                raise self._stuck() from self._control.ending[3]
+        except InhibitTimeoutError:
+            raise  # to wait once more would not help
         except BaseException:
             self._control.request_stop()
             self.kick_all()

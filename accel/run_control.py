@@ -118,6 +118,11 @@ class RunControl:
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, timeout)
 
+    def wait_ending(self, timeout: float | None) -> bool:
+        """Wait until the run is told to end, or has; return False if `timeout` seconds were not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._stopping or not self._running, timeout)
+
     # how it ended
 
     @property

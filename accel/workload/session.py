@@ -16,7 +16,7 @@ from typing import BinaryIO, Self, cast
 
 from attrs import evolve
 
-from accel.errors import ImageError, UsageError
+from accel.errors import ImageError, InhibitTimeoutError, UsageError
 from accel.interrupts import interrupts_held_back
 from accel.loaders.image import Image, LoadOptions
 from accel.loaders.load import load_image
@@ -162,6 +162,12 @@ class Session:
                 # What the guest did until then is still worth telling.
                 run.stop()
                 result = run.wait()
+        except InhibitTimeoutError as stuck:
+            # A vCPU that does not come out kept the run from ending; why it was to end is worth more.
+            for worker in workers:
+                if worker.error is not None:
+                    raise worker.error from stuck
+            raise
         finally:
             for worker in workers:
                 worker.stop()

@@ -190,6 +190,49 @@ def test_plugin_that_has_two_entries_is_in_use_once(tmp_path: Path, accelctl: Ac
     assert "plugin 'other' (from two 1.0): 'one' is the same object; it can be in use once" in done.stdout.decode()
 
 
+# while a guest runs
+
+
+def test_kick_that_raises_while_memory_changes_is_told_and_ends_the_run(
+    accelctl_after: Accelctl, tmp_path: Path
+) -> None:
+    (tmp_path / "kicks.py").write_text(
+        accelerator(
+            """
+            def create_vm(self, config):
+                vm = super().create_vm(config)
+                create = vm.create_vcpu
+                def create_vcpu(index):
+                    vcpu = create(index)
+                    def kick(thread_id):
+                        raise ValueError("cannot kick")
+                    vcpu.kick = kick
+                    return vcpu
+                vm.create_vcpu = create_vcpu
+                return vm
+            """,
+            "kicks",
+        )
+    )
+    (tmp_path / "w.toml").write_text(
+        """
+        format = 1
+        machine = {accelerators = ["kicks"], memory = "1M"}
+        image = {program = [{op = "loop", body = [{op = "store", address = 0x10000000, value = 42}]}]}
+        region = [{name = "extra", at = 0x10000000, size = "1M"}]
+        change = [{every = "10ms", do = "split", region = "extra"}]
+        """
+    )
+    patience = "import accel.run; accel.run.STOP_TIMEOUT = 0.5"
+    done = accelctl_after(patience, "--plugin-dir", tmp_path, "run", tmp_path / "w.toml", "--json")
+    assert done.returncode == ExitCode.HOST_FAILED
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.decode().startswith(
+        f"accelctl: plugin 'kicks' (from {tmp_path}/kicks.py): raised ValueError: cannot kick (line "
+    )
+    assert json.loads(done.stdout)["error"]["exit_code"] == ExitCode.HOST_FAILED
+
+
 # their commands
 
 COMMANDS = command(

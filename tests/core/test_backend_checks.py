@@ -12,11 +12,11 @@ import pytest
 
 import accel
 from accel.backend_checks import ContractError, check_kind, check_report, check_vcpu, check_vm
-from accel.errors import BackendError, DeviceError, PluginError
+from accel.errors import BackendError, DeviceError, InhibitTimeoutError, PluginError
 from accel.exits import ExitKind, pack_io
 from accel.hookspecs import hookimpl
-from accel.plugins import plugin_manager
-from accel.program import GuestProgram, Out, Store
+from accel.plugins import plugin_manager, probe
+from accel.program import GuestProgram, Loop, Out, Store
 from accel_mock.plugin import MockAccelerator
 
 Change = Callable[[Any], object]
@@ -151,6 +151,24 @@ def test_accelerators_of_this_project_pass_the_checks() -> None:
         check_kind(int(kind))
 
 
+@pytest.mark.parametrize("details", [{1: "a"}, {"a": None}, [("a", "b")]])
+def test_probe_whose_details_are_no_texts_is_an_answer_that_names_the_plugin(odd: Odd, details: Any) -> None:
+    odd.probe = lambda: accel.Availability(True, details=details)  # type: ignore[method-assign]
+    found = probe(plugin_manager().accelerators()["odd"])
+    assert not found.ok
+    assert (
+        found.reason
+        == f"plugin 'bad' (from dist-bad 1.2): its probe returned details={details}; they are a dict of texts"
+    )
+
+
+def test_probe_whose_reason_goes_on_and_on_is_one_line(odd: Odd) -> None:
+    odd.probe = lambda: accel.Availability(False, "not\nhere " * 1000)  # type: ignore[method-assign]
+    reason = probe(odd).reason
+    assert reason.startswith("not here not here ")
+    assert (len(reason), reason[-1]) == (1000, "…")
+
+
 # while it runs
 
 
@@ -270,6 +288,23 @@ def test_vm_whose_close_raises_is_named_and_everything_else_is_closed(odd: Odd) 
     assert_named(caught.value, "failed: BaseException: odd (")
     assert machine.vm.closed
     machine.close()
+
+
+def test_wait_for_a_run_that_was_told_to_end_gives_up_on_a_vcpu_that_no_kick_brings_out(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accel.run.STOP_TIMEOUT", 0.2)
+    odd.vcpu = lambda vcpu: (setting("right_kick", vcpu.kick)(vcpu), setting("kick", lambda thread_id: None)(vcpu))[0]
+    with accel.Machine.create("odd", memory="1M") as machine:
+        backend: Any = machine.vm.vcpus[0].backend
+        machine.load(GuestProgram([Loop([Store(0, 1)])]))
+        run = machine.start()
+        with pytest.raises(InhibitTimeoutError):
+            machine.stop()
+        with pytest.raises(InhibitTimeoutError, match=r"vCPU 0 in run"):
+            run.wait()
+        backend.right_kick(0)
+        assert run.wait(timeout=10).outcome is accel.Outcome.STOPPED
 
 
 def test_kick_that_raises_is_told_without_a_wait(odd: Odd) -> None:
