@@ -99,7 +99,7 @@ def _show(report: ConformanceReport, *, verbose: bool) -> None:
         alike = Counter(other.group for other in failed if other.text == one.text and other is not one)
         if alike:
             groups = ", ".join(f"{count} of {name}" for name, count in alike.items())
-            click.echo(_paragraph("also ", f"{alike.total()} more tests, in the same words: {groups}"))
+            click.echo(_paragraph("also ", f"{alike.total()} more in the same words: {groups}"))
     if skipped:
         click.echo("\nskipped:")
         for (name, reason), count in Counter((one.group, one.text) for one in skipped).items():
