@@ -24,7 +24,7 @@ from accel.devices.base import Device, DeviceType
 from accel.errors import AccelError, PluginError
 from accel.loaders.image import Image, Loader
 from accel.memory.listener import MemoryListener
-from accel.plugin_checks import described, one_line, place_of, shown
+from accel.plugin_checks import described, is_guests, one_line, place_of, shown
 from accel.plugin_info import BUILTIN, PluginInfo, without
 from accel.plugins import plugin_manager
 from accel.vm import OpenAccelerator, Vm
@@ -195,12 +195,12 @@ def create_vcpus(vm: Vm, opened: OpenAccelerator, count: int) -> None:
 def accelerator_failure(accelerator: Accelerator, error: BaseException) -> BaseException:
     """Return what an accelerator failed with while a machine ran, as an error that names its plugin.
 
-    An AccelError is returned as it is, and so is what did not come out of the plugin's code.
+    An AccelError is returned as it is, and so is what did not come out of the plugin's code, or is the guest's own.
     """
     plugin = plugin_manager().source(accelerator)
     info = plugin_manager().info(plugin)
     its_own = isinstance(error, ContractError) or place_of(error, info.module) is not None
-    if isinstance(error, AccelError) or plugin == BUILTIN or not its_own:
+    if isinstance(error, AccelError) or plugin == BUILTIN or is_guests(error) or not its_own:
         return error
     named = _failure(info, f"accelerator '{accelerator.name}'", error)
     named.__cause__ = error

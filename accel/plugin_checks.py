@@ -211,6 +211,19 @@ def one_line(text: str, most: int = _LONGEST) -> str:
     return _cut(" ".join(text.split()), most)
 
 
+def mark_as_guests(error: BaseException) -> None:
+    """Note that guest code which is Python of the embedding program raised `error`: nobody is to blame a plugin.
+
+    For accelerators that run such guests. It is raised to whoever waits as it is.
+    """
+    error.__dict__["accel_guest"] = True
+
+
+def is_guests(error: BaseException) -> bool:
+    """Return whether `mark_as_guests` was called with this error."""
+    return "accel_guest" in error.__dict__
+
+
 def place_of(error: BaseException, module: str) -> tuple[str, int | None] | None:
     """Return the file and line of `module`'s package that `error` came from, the innermost; None if it did not."""
     package = module.partition(".")[0]

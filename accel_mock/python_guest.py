@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from accel.errors import CapabilityError, ProgramError
 from accel.exits import ExitKind, pack_io
+from accel.plugin_checks import mark_as_guests
 from accel.program import GuestProgram, In, Load, Loop, Op
 from accel_mock.emulator import parts_of, read_parts
 from accel_mock.steps import ITEM, compile_ops
@@ -78,6 +79,9 @@ class _Player:
             op = self._generator.send(value)
         except StopIteration:
             return EXIT - ExitKind.HALT
+        except BaseException as error:
+            mark_as_guests(error)
+            raise
         step = self._kept.get(op)
         if step is None:
             if len(self._kept) >= _KEPT:

@@ -138,6 +138,7 @@ PUBLIC = (
     "accel.memory.slot_table",
     "accel.memory.slot_update",
     "accel.options",
+    "accel.plugin_checks",
     "accel.program",
     "accel.read_locks",
     "accel.turns",

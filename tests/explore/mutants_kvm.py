@@ -120,8 +120,8 @@ MUTANTS = [
         "kvm-handler-edits",
         "exception: at the end: DeviceError: device 'port' raised LockError",
         _LOOP,
-        "            else:\n                leave()\n            counts[kind] += 1\n",
-        "            counts[kind] += 1\n",
+        "            else:\n                leave()\n            try:\n",
+        "            try:\n",
     ),
     _mutant(
         "a handler's lock is held into the gate",

@@ -17,8 +17,7 @@ machine = {accelerators = ["kvm"], memory = "2M"}
 device = [{type = "debug-exit"}]
 region = [{name = "window", kind = "ram", at = 0x1000_0000, size = "64K", max_size = "128K"}]
 image = {program = [
-  {op = "store", address = 0x1000_0000, value = 7},
-  {op = "loop", count = COUNT, body = [{op = "load", address = 0x1000_0000, expect = 7}]},
+  {op = "loop", count = COUNT, body = [{op = "load", address = 0x1000_0000, expect = 0}]},
   {op = "out", port = 0xf4, value = "errors"},
 ]}
 expect = {exit_status = STATUS, min_changes = 1000000, spurious_faults = 7, accelerator = "kvm"}
