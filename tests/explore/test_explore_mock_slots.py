@@ -9,10 +9,9 @@ import fnmatch
 import importlib
 
 import pytest
+from mock_mistakes import holds, is_found_and_repeats
 
-from accel.testing.explore.report import step_table, summary
-from accel.testing.explore.scenario import SCENARIOS, Scenario
-from accel.testing.explore.schedule import schedule_text
+from accel.testing.explore.scenario import SCENARIOS
 
 MODULES = ("srcu", "slot_changes", "kick_all", "kick_all_calls", "merge", "notifiers")
 for _name in MODULES:
@@ -57,16 +56,6 @@ WRONG = {
 }
 
 
-def holds(scenario: Scenario, bound: int) -> None:
-    """Explore all schedules up to a bound, and find nothing."""
-    explored = scenario.explorer().systematic(bound)
-    print(f"{scenario.name}: {summary(explored)}")
-    assert explored.found is None, summary(explored)
-    assert explored.exhaustive
-    # Each has several orders even without a preemption; a scenario that does nothing has one.
-    assert explored.counts.schedules > 2
-
-
 @pytest.mark.parametrize("name", RIGHT)
 def test_explore_mock_slots_as_it_is_holds(name: str) -> None:
     holds(RIGHT[name], RIGHT[name].bound)
@@ -80,17 +69,7 @@ def test_explore_mock_slots_as_it_is_holds_with_more_preemptions(name: str) -> N
 
 @pytest.mark.parametrize("name", WRONG)
 def test_explore_mock_slots_mistake_is_found_and_repeats(name: str) -> None:
-    scenario = OURS[name]
-    explorer = scenario.explorer()
-    explored = explorer.systematic(scenario.bound)
-    print(f"{name}: {summary(explored)}")
-    found = explored.found
-    assert found is not None, "nothing was found"
-    assert found.violation.kind == scenario.wrong
-    assert WRONG[name] in str(found.violation)
-    table = step_table(explorer, schedule_text(found.schedule))
-    assert not table.off
-    assert table.outcome.startswith(scenario.wrong)
+    is_found_and_repeats(OURS[name], WRONG[name])
 
 
 def test_explore_mock_slots_every_mistake_stands_beside_what_is_right() -> None:
