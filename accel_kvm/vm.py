@@ -157,7 +157,7 @@ class KvmVm(VmBackend):
         try:
             self.empty_dirty_rings()
         except DirtyRingLost:
-            pass  # All counts as written, and who uses the other rings hears of it.
+            pass  # All that logs counts as written, and the ring that lost entries goes.
         finally:
             self._rings.remove(vcpu_fd)
 

@@ -133,7 +133,7 @@ class MockVcpu(VcpuBackend):
                 if self._kicked or self.running.stopped:
                     self._place = place
                     return self._come_out() if self._late is None else self._stay(self._late)
-                if self.dirty_ring is not None and self.dirty_ring.is_full:
+                if self._ring_is_full():
                     self._place = place
                     return _DIRTY_RING_FULL
                 heard = self.running.hear(self)
@@ -143,7 +143,7 @@ class MockVcpu(VcpuBackend):
                         self._place = place
                         return EXIT - following
                     place = following
-                    if self.dirty_ring is not None and self.dirty_ring.is_full:
+                    if self._ring_is_full():
                         break
                 self.running.has_worked(self, heard)
                 continue
@@ -161,7 +161,7 @@ class MockVcpu(VcpuBackend):
         """Go on in the guest after a kick, and at its next exit, for as long as a fault says; return the exit."""
         steps, exit_kind = self._steps, None
         while not late.is_over():
-            if exit_kind is None and self.dirty_ring is not None and self.dirty_ring.is_full:
+            if exit_kind is None and self._ring_is_full():
                 exit_kind = _DIRTY_RING_FULL
             if exit_kind is None:
                 following = steps[self._place]()
@@ -268,9 +268,12 @@ class MockVcpu(VcpuBackend):
             return AGAIN
         return mmu.walk(address, write=write) or AGAIN
 
+    def _ring_is_full(self) -> bool:
+        return self.dirty_ring is not None and self.dirty_ring.is_full
+
     def look_at_ring(self) -> None:
         """Come out before the next operation if the dirty ring is full."""
-        if self.dirty_ring is not None and self.dirty_ring.is_full:
+        if self._ring_is_full():
             self.attention = True
 
     def start_access(self, access: Iterator[int], place: int) -> int:

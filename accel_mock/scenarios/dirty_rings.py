@@ -107,7 +107,7 @@ class DirtyRingFull:
         ),
         Patch(
             "accel_mock.vcpu",
-            "if self.dirty_ring is not None and self.dirty_ring.is_full:\n            self.attention = True",
+            "if self._ring_is_full():\n            self.attention = True",
             "pass",
         ),
     ),
