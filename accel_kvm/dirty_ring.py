@@ -28,6 +28,8 @@ from accel_kvm.system import extension
 _ENTRY = sizeof(abi.KvmDirtyGfn)
 #: Fewer entries than a page has cannot be mapped.
 LEAST = mmap.PAGESIZE // _ENTRY
+#: So often in a row a reset may be ended by a signal before it has done anything.
+_IDLE_RESETS = 1000
 
 
 class DirtyRingLost(BackendError):
@@ -144,18 +146,29 @@ class KvmDirtyRings:
 
     def check(self) -> None:
         """Raise DirtyRingLost if a ring has lost entries; all that logs has to count as written then."""
-        if any(ring.lost for ring in self._rings.values()):
+        if self._lost():
             raise DirtyRingLost(self._size)
+
+    def _lost(self) -> bool:
+        return any(ring.lost for ring in self._rings.values())
 
     def reset(self) -> None:
         """Have the kernel note the next write to each page that was taken, and use its entry again.
 
+        Since Linux 6.16 the call ends early for a signal, and tells only by how many entries it went over: it is
+        repeated until it has been over all. After a ring lost entries their count means nothing; it is called once.
+
         Raises:
-            BackendError: The call failed.
+            BackendError: The call failed, or did nothing time and again.
         """
-        if self._taken:
-            ioctl(self._vm_fd, abi.KVM_RESET_DIRTY_RINGS, 0, "KVM_RESET_DIRTY_RINGS")
-            self._taken = []
+        due, idle = len(self._taken), 0
+        while due > 0 and idle < _IDLE_RESETS:
+            done = ioctl(self._vm_fd, abi.KVM_RESET_DIRTY_RINGS, 0, "KVM_RESET_DIRTY_RINGS")
+            idle = 0 if done else idle + 1
+            due = 0 if self._lost() else due - done
+        if due > 0:
+            raise BackendError("KVM_RESET_DIRTY_RINGS", errno.EIO, f"{due} entries of {len(self._taken)} are not reset")
+        self._taken = []
 
 
 def offered(fd: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from accel.program import Add, Loop, Out
 
 LOW, HIGH = 0x1000_0000, 0x2000_0000
 PORT = 0x80
-PAGES = 64
+# Fewer than the 64 entries that a full ring has left, for what one stay in the guest writes.
+PAGES = 48
 
 
 @pytest.mark.parametrize("how", ["remove", "shrink", "cover", "replace all"])
