@@ -121,8 +121,9 @@ class VmConfig:
 
     Attributes:
         options: A value for each option that the accelerator declares.
-        irqchip: Create interrupt controllers in the accelerator.
-        pit: Create the interval timer in the accelerator; needs `irqchip`.
+        irqchip: Create interrupt controllers in the accelerator. Where a VM does not claim `Capability.IRQCHIP`, the
+            core closes it and refuses; the accelerator need not look.
+        pit: Create the interval timer in the accelerator; needs `irqchip`. Refused like that without `Capability.PIT`.
     """
 
     options: Mapping[str, object] = Factory(dict)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from accel.address import ADDRESS_SPACE_SIZE
-from accel.backend import HOLD_NEEDS, Accelerator, VmConfig
+from accel.backend import HOLD_NEEDS, Accelerator, Capability, VmConfig
 from accel.backend_checks import check_listener, check_vcpu, check_vm
 from accel.blocker import AccelBlocker
 from accel.errors import CapabilityError, ClosedError, DeviceError, UsageError
@@ -27,6 +27,7 @@ from accel.options import parse_options
 from accel.vcpu import Vcpu
 
 PORT_COUNT = 1 << 16
+_CONTROLLERS = {Capability.IRQCHIP: "interrupt controllers", Capability.PIT: "interval timer"}
 
 
 class OpenAccelerator:
@@ -113,6 +114,7 @@ class Vm:
         self.backend = accelerator.create_vm(config)
         check_vm(self.backend)
         try:
+            self._require_controllers(accelerator.name)
             self._choose_hold(str(options.get("hold", "inhibit")))
             self.history = ServedHistory(self.backend.page_size)
             self.memory = AddressSpace(
@@ -133,6 +135,15 @@ class Vm:
         except BaseException:
             self.backend.close()
             raise
+
+    def _require_controllers(self, name: str) -> None:
+        """Refuse interrupt controllers and a timer that the accelerator does not claim, whatever it made of them."""
+        wanted = ((self.config.irqchip, Capability.IRQCHIP), (self.config.pit, Capability.PIT))
+        for is_wanted, capability in wanted:
+            if is_wanted and capability not in self.backend.capabilities:
+                raise CapabilityError(
+                    f"accelerator '{name}' has no {_CONTROLLERS[capability]}; create the VM without {capability}"
+                )
 
     def _choose_hold(self, hold: str) -> None:
         needed = HOLD_NEEDS.get(hold)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from accel.backend import Capability, RecordedCall, VcpuBackend, VmBackend, VmConfig
-from accel.errors import CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_hvf_stub.api import HvfApi, HvMemory
@@ -33,15 +32,12 @@ class HvfVm(VmBackend):
 
     Raises:
         BackendError: A call failed, such as hv_vm_create where the process has a VM already.
-        CapabilityError: `config` asks for an interrupt controller or a timer.
     """
 
     capabilities = frozenset({Capability.READONLY_MEMORY})
     page_size = PAGE_SIZE
 
     def __init__(self, api: HvfApi, config: VmConfig) -> None:
-        if config.irqchip or config.pit:
-            raise CapabilityError("hvf has no x86 interrupt controllers and no timer; create the VM without")
         self._api = api
         self._policy = cast(Policy, config.options.get("plan", "least"))
         self._listener: HvfMemoryListener | None = None

@@ -71,7 +71,6 @@ class KvmVcpu(VcpuBackend):
         self.fd = fd
         self.on_close: Callable[[], None] = lambda: None
         self._kick_signal = kick_signal
-        self._closed = False
         # The kernel writes into this mapping during KVM_RUN only; the views below keep it mapped.
         self._page = mmap.mmap(fd, mmap_size)
         self._bytes = memoryview(self._page)
@@ -91,11 +90,13 @@ class KvmVcpu(VcpuBackend):
 
     def kick(self, thread_id: int) -> None:
         """Set immediate_exit, then signal the thread: catches it before, in and after KVM_RUN."""
-        if not self._closed:
-            self._kicked = True
+        self._kicked = True
+        try:
             self._bytes[_IMMEDIATE_EXIT] = 1
-            if thread_id:
-                kick_thread(thread_id, self._kick_signal)
+        except ValueError:
+            return  # closed, maybe just now: the page is gone, and nobody runs it
+        if thread_id:
+            kick_thread(thread_id, self._kick_signal)
 
     def prepare_thread(self) -> None:
         """Let kicks reach the calling thread, whatever signal mask it inherited."""
@@ -171,7 +172,6 @@ class KvmVcpu(VcpuBackend):
 
     def close(self) -> None:
         """Unmap the page and close the file descriptor."""
-        self._closed = True
         try:
             self.on_close()
         finally:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import cast
 
 from accel.backend import CoalescedRing, VcpuBackend, VmBackend, VmConfig
-from accel.errors import BackendError, CapabilityError, InhibitTimeoutError, OptionError
+from accel.errors import BackendError, InhibitTimeoutError, OptionError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_mock.coalesced import MockCoalescedRing, MockIoListener
@@ -37,18 +37,12 @@ LEAST_RING = 2 * RESERVED
 
 
 class MockVm(VmBackend):
-    """One VM of the mock.
-
-    Raises:
-        CapabilityError: `config` asks for an interrupt controller or a timer.
-    """
+    """One VM of the mock."""
 
     capabilities = CAPABILITIES
     max_vcpus = MAX_VCPUS
 
     def __init__(self, config: VmConfig) -> None:
-        if config.irqchip or config.pit:
-            raise CapabilityError("the mock has no interrupt controller and no timer; create the VM without")
         options = config.options
         self._policy = cast(Policy, options.get("plan", "least"))
         # Makes writes of all vCPUs atomic against each other; a leaf.

@@ -114,8 +114,6 @@ class Tiny(Accelerator):
         return Availability(True)
 
     def create_vm(self, config: VmConfig) -> VmBackend:
-        if config.irqchip:
-            raise CapabilityError("no irqchip")
         self.made.append(TinyVm(self.listener))
         return self.made[-1]
 
@@ -141,18 +139,30 @@ def test_vm_takes_its_options_from_the_accelerator(tiny: Tiny) -> None:
         OpenAccelerator(tiny, {"inhibit_timeout_ms": 0})
 
 
-def test_vm_that_is_refused_or_fails_to_start_leaves_nothing(slot_table) -> None:
+def test_vm_that_fails_to_start_leaves_nothing(slot_table) -> None:
     class Bad(MemoryListener):
         def prepare(self) -> None:
             raise BackendError("MAP", errno.ENOMEM)
 
     accelerator = Tiny(Bad())
-    with OpenAccelerator(accelerator) as opened:
-        with pytest.raises(CapabilityError):
-            opened.create_vm(irqchip=True)
-        with pytest.raises(BackendError, match="MAP failed"):
-            opened.create_vm()
+    with OpenAccelerator(accelerator) as opened, pytest.raises(BackendError, match="MAP failed"):
+        opened.create_vm()
     assert [one.closed for one in accelerator.made] == [1]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"irqchip": True, "pit": True}, "has no interrupt controllers; create the VM without irqchip"),
+        ({"pit": True}, "has no interval timer; create the VM without pit"),
+    ],
+)
+def test_vm_with_controllers_that_are_not_claimed_is_refused_and_closed(
+    tiny: Tiny, config: dict[str, bool], problem: str
+) -> None:
+    with OpenAccelerator(tiny) as opened, pytest.raises(CapabilityError, match=f"accelerator 'tiny' {problem}"):
+        opened.create_vm(**config)
+    assert [one.closed for one in tiny.made] == [1]
 
 
 @pytest.mark.parametrize("index", [-1, 2, 0])

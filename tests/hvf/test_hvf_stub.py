@@ -7,6 +7,7 @@ import pytest
 from accel.backend import Accelerator, Capability, VmConfig
 from accel.errors import BackendError, CapabilityError, NoAcceleratorError
 from accel.plugins import open_accelerator
+from accel.vm import OpenAccelerator
 from accel_hvf_stub.plugin import HvfAccelerator, accel_register_accelerators
 from accel_hvf_stub.recorder import HvfRecorder
 
@@ -67,12 +68,13 @@ def test_hvf_vm_that_cannot_count_vcpus_is_destroyed_again() -> None:
     assert [call.function for call in recorder.calls] == ["hv_vm_create", "hv_vm_destroy"]
 
 
-@pytest.mark.parametrize("config", [VmConfig(irqchip=True), VmConfig(pit=True)])
-def test_hvf_vm_with_x86_interrupt_controllers_is_refused_before_any_call(config: VmConfig) -> None:
+@pytest.mark.parametrize("config", [{"irqchip": True}, {"pit": True}])
+def test_hvf_vm_with_interrupt_controllers_is_refused_and_destroyed(config: dict[str, bool]) -> None:
     recorder = HvfRecorder()
-    with pytest.raises(CapabilityError, match="x86 interrupt controllers"):
-        HvfAccelerator(lambda: recorder).create_vm(config)
-    assert recorder.calls == []
+    accelerator = OpenAccelerator(HvfAccelerator(lambda: recorder))
+    with accelerator, pytest.raises(CapabilityError, match="accelerator 'hvf' has no inter"):
+        accelerator.create_vm(**config)
+    assert [call.function for call in recorder.calls] == ["hv_vm_create", "hv_vm_get_max_vcpu_count", "hv_vm_destroy"]
 
 
 def test_hvf_vm_claims_read_only_memory_and_nothing_else(rig) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import cast
 
 from accel.backend import Capability, VcpuBackend, VmBackend, VmConfig
-from accel.errors import CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_listener import SlotListener, SlotRules
 from accel.memory.slot_plan import Policy
@@ -26,7 +25,6 @@ class UnicornVm(VmBackend):
     """One VM.
 
     Raises:
-        CapabilityError: `config` asks for an interrupt controller or a timer.
         BackendError: This Unicorn is not one that is known.
     """
 
@@ -34,10 +32,6 @@ class UnicornVm(VmBackend):
     max_vcpus = MAX_VCPUS
 
     def __init__(self, config: VmConfig) -> None:
-        if config.irqchip or config.pit:
-            raise CapabilityError(
-                "unicorn has no interrupt controllers, no timer and no INIT and SIPI; create the VM without irqchip"
-            )
         layout()
         self._turn = Turn()
         self._slots = UnicornSlots(self._turn)
