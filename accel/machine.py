@@ -24,7 +24,7 @@ from accel.memory.transaction import Atomic
 from accel.plugin_calls import MachinePlugins, accelerator_blamed, create_vcpus, create_vm, loaders
 from accel.plugins import open_accelerator
 from accel.program import GuestProgram
-from accel.result import RunResult
+from accel.result import Outcome, RunResult
 from accel.run import Run
 from accel.vm import OpenAccelerator
 
@@ -251,6 +251,11 @@ class Machine:
         """End the run; see `Run.stop`. Without a run, nothing happens."""
         if self._run is not None:
             self._run.stop()
+
+    def request_stop(self, outcome: Outcome = Outcome.STOPPED) -> None:
+        """End the run and return at once; see `Run.request_stop`. Without a run, nothing happens."""
+        if self._run is not None:
+            self._run.request_stop(outcome)
 
     def wait(self, timeout: float | None = None) -> RunResult:
         """Wait for the end of the run; see `Run.wait`. Raises StateError if nothing was started."""

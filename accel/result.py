@@ -13,13 +13,17 @@ from accel.exits import ExitKind
 
 
 class Outcome(enum.StrEnum):
-    """How a run ended."""
+    """How a run ended.
+
+    ``printed``: the guest printed the text that it was run until (`accel.workload`).
+    """
 
     EXITED = "exited"
     HALTED = "halted"
     CRASHED = "crashed"
     STOPPED = "stopped"
     TIMED_OUT = "timed-out"
+    PRINTED = "printed"
 
 
 @frozen

@@ -80,6 +80,11 @@ class Run:
         self._control.request_exit(status)
         self.kick_all()
 
+    def request_stop(self, outcome: Outcome = Outcome.STOPPED) -> None:
+        """End the run; returns at once, on any thread, and in device handlers and console outputs too."""
+        self._control.request_stop(outcome)
+        self.kick_all()
+
     def pause(self) -> None:
         """Hold the vCPUs outside of the guest until `resume`; returns once all are.
 
@@ -106,8 +111,7 @@ class Run:
             StateError: Called inside a transaction, which would wait for ever.
         """
         self._refuse_to_wait("stop")
-        self._control.request_stop(outcome)
-        self.kick_all()
+        self.request_stop(outcome)
         if not self.on_vcpu_thread() and not self._control.wait_done(STOP_TIMEOUT):
             raise self._stuck()
 
@@ -152,8 +156,7 @@ class Run:
         except InhibitTimeoutError:
             raise  # to wait once more would not help
         except BaseException:
-            self._control.request_stop()
-            self.kick_all()
+            self.request_stop()
             if self._control.wait_done(STOP_TIMEOUT):
                 self.settle()
             raise

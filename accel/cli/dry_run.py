@@ -36,6 +36,7 @@ _OF_RUNS = {
     "seed": "--seed",
     "input_name": "--input",
     "timeout": "--timeout",
+    "until": "--until",
     "guest_status": "--guest-status",
     "quiet": "--quiet",
 }

@@ -58,6 +58,7 @@ class Flags:
     options: Mapping[str, Mapping[str, str]] = {}
     input_name: str | None = None
     timeout: float | None = None
+    until: str | None = None
     seed: int | None = None
     as_json: bool = False
     quiet: bool = False
@@ -131,6 +132,8 @@ def _overridden(workload: Workload, flags: Flags) -> Workload:
     run = workload.run
     if flags.timeout is not None:
         run = evolve(run, timeout=Duration(max(1, round(flags.timeout * 1e6))))
+    if flags.until is not None:
+        run = evolve(run, until=flags.until)
     if flags.input_name is not None:
         run = evolve(run, input=None, input_file=None if flags.reads_stdin else _path(flags.input_name))
     options = _merged(workload.accelerator_options, flags.options, machine.accelerators)

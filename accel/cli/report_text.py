@@ -54,6 +54,7 @@ def _ending(report: Report) -> str:
         Outcome.CRASHED: f"crashed: {result.crash}",
         Outcome.STOPPED: "stopped",
         Outcome.TIMED_OUT: "timed out",
+        Outcome.PRINTED: "printed what it was run until",
     }
     colour = "green" if report.passed else "red" if result.outcome is Outcome.CRASHED else "yellow"
     return click.style(printable(texts[result.outcome]), fg=colour) + f" after {result.wall_time:.3f} s"

@@ -44,6 +44,17 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float | 
     return value
 
 
+def _until(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from accel.errors import WorkloadError
+    from accel.workload.schema import RunSpec
+
+    try:
+        RunSpec(until=value)
+    except WorkloadError as error:
+        raise click.BadParameter(error.problem) from error
+    return value
+
+
 def _options(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, str]]:
     options: dict[str, dict[str, str]] = {}
     for text in values:
@@ -112,6 +123,9 @@ def _backings(context: click.Context, parameter: click.Parameter, values: tuple[
 )
 @click.option("--input", "input_name", metavar="FILE", help="Feed FILE to the serial line; - is standard input.")
 @click.option("--timeout", type=float, metavar="SECONDS", callback=_seconds, help="Stop the guest after so long.")
+@click.option(
+    "--until", metavar="TEXT", callback=_until, help="Stop the guest as soon as it has printed TEXT; that is success."
+)
 @click.option(
     "--seed",
     type=int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import select
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 from accel.devices.console import Capture
@@ -26,14 +27,27 @@ class Console:
     Args:
         sink: Takes the bytes; None only captures. It is never closed here.
         capture_limit: See `CAPTURE_LIMIT`.
+        until: Text to look out for; empty for none.
+        on_found: Called once, when all of it was written; on whichever thread that was, with the console's lock held.
     """
 
-    def __init__(self, sink: BinaryIO | None = None, capture_limit: int = CAPTURE_LIMIT) -> None:
+    def __init__(
+        self,
+        sink: BinaryIO | None = None,
+        capture_limit: int = CAPTURE_LIMIT,
+        *,
+        until: bytes = b"",
+        on_found: Callable[[], None] = lambda: None,
+    ) -> None:
         # Guards all that follows.
         self._write_lock = threading.Lock()
         self._sink = sink
         self._capture = Capture(capture_limit)
         self._last = b""
+        self._until, self._on_found = until, on_found
+        self._found = False
+        # What of the bytes written last may be the beginning of the text.
+        self._tail = b""
         self._poll: select.poll | None = None
         if sink is not None and _descriptor(sink) is not None:
             self._poll = select.poll()
@@ -59,7 +73,15 @@ class Console:
             taken = self._give(data)
             self._capture.add(data[:taken])
             self._last = data[taken - 1 : taken] or self._last
+            if self._until and not self._found:
+                self._look(data[:taken])
             return taken
+
+    @property
+    def found(self) -> bool:
+        """Whether the text to look out for was written."""
+        with self._write_lock:
+            return self._found
 
     @property
     def captured(self) -> bytes:
@@ -84,6 +106,13 @@ class Console:
         """Whether the last line is not ended."""
         with self._write_lock:
             return self._last not in (b"", b"\n")
+
+    def _look(self, data: bytes) -> None:
+        seen = self._tail + data
+        self._tail = seen[max(0, len(seen) - len(self._until) + 1) :]
+        if self._until in seen:
+            self._found = True
+            self._on_found()
 
     def _give(self, data: bytes) -> int:
         sink = self._sink

@@ -65,6 +65,12 @@ def judge(
     return tuple(verdicts)
 
 
+def judge_until(text: str | None, console: bytes, *, found: bool, truncated: bool) -> Iterator[Verdict]:
+    """Yield the verdict on the text that the guest was run until, if it was; `found` says whether it was printed."""
+    if text is not None:
+        yield Verdict("until", found, repr(text), _console(console, truncated=truncated))
+
+
 def _equal(name: str, wanted: object, found: object) -> Iterator[Verdict]:
     if wanted is not None:
         yield Verdict(name, wanted == found, str(wanted), "none" if found is None else str(found))

@@ -76,7 +76,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether it ended as it should and all expectations hold."""
-        ended_well = self.result.outcome in (Outcome.EXITED, Outcome.HALTED)
+        ended_well = self.result.outcome in (Outcome.EXITED, Outcome.HALTED, Outcome.PRINTED)
         return not self.failures and (ended_well or self.result.outcome is self.expected_outcome)
 
     def to_data(self) -> dict[str, Any]:

@@ -42,6 +42,8 @@ Accelerators = NewType("Accelerators", tuple[str, ...])
 #: One text or several; written as text or as a list.
 Texts = NewType("Texts", tuple[str, ...])
 
+#: Bytes of the longest text that a guest can be run until it prints.
+LONGEST_UNTIL = 1024
 #: The machine's own RAM, where a region is named.
 MACHINE_RAM = "ram"
 
@@ -254,17 +256,23 @@ class RunSpec:
 
     Attributes:
         timeout: Microseconds after which the guest is stopped.
+        until: Text that the guest is run until it prints.
         input: Text for the first serial device.
         input_file: A file for it.
     """
 
     timeout: Duration | None = None
+    until: str | None = None
     input: str | None = None
     input_file: FilePath | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.input is not None and self.input_file is not None:
             raise _problem("input_file", None, "there is an input too; leave one of them out")
+        if self.until is not None:
+            length = len(self.until.encode(errors="surrogateescape"))
+            if not 0 < length <= LONGEST_UNTIL:
+                raise _problem("until", self.until, f"has {length:,} bytes; it must have 1 to {LONGEST_UNTIL:,}")
 
 
 @frozen

@@ -25,11 +25,11 @@ from accel.options import parse_options
 from accel.plugin_calls import create_device, loaders
 from accel.plugins import plugin_manager
 from accel.program import GuestProgram
-from accel.result import RunResult
+from accel.result import Outcome, RunResult
 from accel.run import Run
 from accel.workload.changes import Changes
 from accel.workload.console import Console
-from accel.workload.expect import judge
+from accel.workload.expect import judge, judge_until
 from accel.workload.line_input import DescriptorChunks, LineInput, TakesInput
 from accel.workload.regions import mount_regions
 from accel.workload.report import RamUse, Report
@@ -70,7 +70,8 @@ class Session:
         image = _image(workload.image)
         spec = workload.machine
         irqchip = workload.image.firmware is not None if spec.irqchip is None else spec.irqchip
-        self.console = Console(console)
+        until = (workload.run.until or "").encode(errors="surrogateescape")
+        self.console = Console(console, until=until, on_found=lambda: self.machine.request_stop(Outcome.PRINTED))
         self.line: TakesInput | None = None
         self.machine = Machine.create(
             spec.accelerators,
@@ -141,6 +142,11 @@ class Session:
             if self.line is None and isinstance(device, TakesInput):
                 self.line = device
             self.machine.attach(device)
+        until = self._workload.run.until
+        if until is not None and not any(types[spec.type].console for spec in self._workload.devices):
+            raise UsageError(
+                f"the run lasts until {until!r} is printed, and no device prints; add a debug-console"
+            )
 
     def _require_line(self) -> TakesInput:
         if self.line is None:
@@ -186,7 +192,10 @@ class Session:
             console_total=self.console.total,
             console_truncated=truncated,
             changes=changes,
-            verdicts=judge(expect, result, console, truncated=truncated, changes=changes),
+            verdicts=(
+                *judge_until(self._workload.run.until, console, found=self.console.found, truncated=truncated),
+                *judge(expect, result, console, truncated=truncated, changes=changes),
+            ),
             expected_outcome=expect.outcome,
             ram=self._ram_use(),
         )
