@@ -12,7 +12,8 @@ What a code block is for stands in its language and in an HTML comment right bef
 ``<!-- exit code: N -->``           the last command of the block exits with N
 ``<!-- edit: NAME -->``             the block is written into NAME, which the page has begun; see `edit_page`
 ``<!-- not run: REASON -->``        the block is not run
-``<!-- …, numbers vary -->``        a number other than 0 in what is printed stands for any other than 0
+``<!-- …, numbers vary -->``        a number other than 0 in what is printed stands for any other than 0, and one
+                                    with a decimal point, which is measured, for any
 ==================================  ========================================================================
 
 In what is printed, ``...`` stands for anything. A page that asks for the accelerator kvm, and no other beside it, needs
@@ -116,7 +117,9 @@ class Page:
         # Workload files that say which accelerators they are for.
         decided = [re.escape(block.file) for block in self.blocks if "accelerators = [" in block.text and block.file]
         other = "|".join(("mock", "--dry-run", *decided))
-        asks = re.compile(rf"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*(?:{other}))", re.MULTILINE)
+        asks = re.compile(
+            rf"\(\s*[\"']kvm[\"']|^\$ accelctl run (?!.*(?:{other}))|^\$ accelctl .*--accel kvm\b", re.MULTILINE
+        )
         return any(asks.search(text) for text in code)
 
     @property
