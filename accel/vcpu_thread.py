@@ -57,11 +57,17 @@ class VcpuThread:
         self._kick_all = kick_all
         self._ports = PortDispatch(vcpu.vm.io, vcpu.backend.io_data, vcpu.vm.big_lock)
         self._devices = MmioDispatch(vcpu.vm.memory, vcpu.backend.record, vcpu.vm.big_lock)
+        self._bound = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"vcpu-{vcpu.index}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; returns once `Vcpu.call` makes calls on it.
+
+        A call made elsewhere after that would meet the thread in the accelerator: KVM lets it wait until the guest
+        comes out, which may be never.
+        """
         self._thread.start()
+        self._bound.wait()
 
     def join(self) -> None:
         """Wait until the thread has ended."""
@@ -83,7 +89,10 @@ class VcpuThread:
     def _main(self) -> None:
         vcpu = self.vcpu
         try:
-            vcpu.bind(self._wake)
+            try:
+                vcpu.bind(self._wake)
+            finally:
+                self._bound.set()
             vcpu.backend.prepare_thread()
             if self._attend():
                 self._loop()

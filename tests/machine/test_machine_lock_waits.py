@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+import accel
 from accel.blocker import AccelBlocker
 from accel.errors import InhibitTimeoutError, LockError
 from accel.locks import BIG_LOCK, DEVICE_LOCK, VCPU_THREAD, Lock, LockClass, waiting_for
@@ -13,7 +14,7 @@ from accel.program import GuestProgram, Loop, Out
 from accel.result import Outcome
 from accel.testing.programs import hello
 
-PATIENCE = 20
+PATIENCE = 60
 SPIN = hello(end="spin")
 
 
@@ -53,6 +54,21 @@ def test_call_on_one_vcpu_from_the_thread_of_another_is_refused(machine):
         first.call(lambda: second.call(lambda: 1))
     assert first.call(lambda: first.call(lambda: 1)) == 1
     run.stop()
+
+
+def test_call_right_after_start_is_made_by_the_vcpus_thread_however_late_that_begins(machine, monkeypatch):
+    bind, called = accel.Vcpu.bind, threading.Event()
+
+    def late(vcpu, wake):
+        called.wait(0.2)  # the call comes before this one, if it can
+        bind(vcpu, wake)
+
+    monkeypatch.setattr(accel.Vcpu, "bind", late)
+    run = machine.start()
+    where = machine.vm.vcpus[0].call(threading.get_ident)
+    called.set()
+    run.stop()
+    assert where != threading.get_ident()
 
 
 def test_thread_owes_calls_only_while_it_runs_a_vcpu(machine):
