@@ -31,9 +31,10 @@ def _kvm_problem() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As in a shell's background job: tests that interrupt themselves need the usual handler.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in a shell's background job, or under nohup: tests that interrupt themselves need the usual handlers.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     config.stash[_PROBLEM] = _kvm_problem()
     config.stash[_LINES] = []
 
@@ -86,6 +87,21 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 _LINES = pytest.StashKey[list[str]]()
+
+
+#: What people set for their own terminal and runs; it would change what commands print.
+_PERSONAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _usual_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name in _PERSONAL or (name.startswith("ACCEL_") and name != "ACCEL_LOCKDEP"):
+                patch.delenv(name)
+        # A probe that has to wait for a busy host is no failure.
+        patch.setenv("ACCEL_PROBE_TIMEOUT", "60")
+        yield
 
 
 @pytest.fixture
