@@ -96,7 +96,7 @@ def setting(**registers: int) -> tuple[Op, ...]:
 
 def run(machine: accel.Machine, ops: Iterable[Op]) -> accel.RunResult:
     machine.load(GuestProgram((*ops, Out(0xF4, ERRORS))))
-    return machine.run(timeout=30)
+    return machine.run(timeout=60)
 
 
 @pytest.fixture

@@ -16,16 +16,16 @@ from accel.devices import DebugConsole, DebugExit, Serial
 pytestmark = pytest.mark.kvm
 
 
-def held() -> tuple[set[str], int, int]:
-    """Return what the process's descriptors point at, how many threads it has, and how many mappings."""
-    descriptors = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
-    kvm = {one for one in descriptors if "kvm" in one}
-    mappings = [line for line in Path("/proc/self/maps").read_text().splitlines() if "kvm" in line]
-    return kvm, threading.active_count(), len(mappings)
+def held() -> set[object]:
+    """Return what the process holds: descriptors of KVM by number, threads, and mappings of KVM by address."""
+    links = {path.name: os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    descriptors = {f"{number} {target}" for number, target in links.items() if "kvm" in target}
+    mappings = {line for line in Path("/proc/self/maps").read_text().splitlines() if "kvm" in line}
+    return {*descriptors, *mappings, *threading.enumerate()}
 
 
-def held_by_others() -> tuple[set[str], int, int]:
-    """Return `held`, once what earlier tests have dropped is let go: else it would seem to go here."""
+def held_by_others() -> set[object]:
+    """Return `held`, once what earlier tests have dropped is let go. What still goes after that is no business here."""
     gc.collect()
     return held()
 
@@ -41,9 +41,10 @@ def live_once(guests: Path, image: str) -> None:
             machine.attach(device)
         machine.load(guests / image)
         machine.memory.add(accel.MemoryRegion.ram("extra", "1M"), at=0x1000_0000)
-        machine.run(timeout=10)
+        machine.run(timeout=60)
 
 
+@pytest.mark.timeout(900)
 def test_1000_machines_leave_no_descriptor_thread_or_mapping_and_flat_memory(guests):
     before = held_by_others()
     maps_before = len(Path("/proc/self/maps").read_text().splitlines())
@@ -54,7 +55,7 @@ def test_1000_machines_leave_no_descriptor_thread_or_mapping_and_flat_memory(gue
         if number % 100 == 99:
             gc.collect()
             samples.append(resident())
-    assert held() == before
+    assert held() <= before
     # The C library may keep a few arenas of its own; each machine had at least four mappings.
     assert len(Path("/proc/self/maps").read_text().splitlines()) < maps_before + 100
     growth = samples[-1] - samples[1]
@@ -65,7 +66,7 @@ def test_1000_machines_leave_no_descriptor_thread_or_mapping_and_flat_memory(gue
 def test_crashed_machine_leaves_nothing(guests, image):
     before = held_by_others()
     live_once(guests, image)
-    assert held() == before
+    assert held() <= before
 
 
 def test_create_that_fails_opens_nothing():
@@ -74,4 +75,4 @@ def test_create_that_fails_opens_nothing():
         accel.Machine.create("kvm", cpus=100_000)
     with pytest.raises(accel.errors.CapabilityError), accel.Machine.create("kvm") as machine:
         machine.vm.set_irq(4, True)
-    assert held() == before
+    assert held() <= before

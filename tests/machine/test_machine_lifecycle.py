@@ -40,14 +40,14 @@ def test_pause_holds_the_vcpus_until_resume(touching):
         assert (rounds(touching), touching.memory.read(0x1000_0000, 1 << 20)) == before
         touching.resume()
     touching.memory.write(0x8010, struct.pack("<Q", 1))
-    assert run.wait(timeout=20).exit_status == 1
+    assert run.wait(timeout=60).exit_status == 1
 
 
 def test_stop_while_paused_ends_the_run(touching):
     run = touching.start()
     touching.pause()
     touching.stop()
-    assert run.wait(timeout=10).outcome is Outcome.STOPPED
+    assert run.wait(timeout=60).outcome is Outcome.STOPPED
 
 
 def test_memory_changes_while_paused_need_nobody_to_come_out(touching):
@@ -68,7 +68,7 @@ def test_stop_from_another_thread_ends_the_run(touching):
     run = touching.start()
     other = threading.Thread(target=touching.stop)
     other.start()
-    assert run.wait(timeout=10).outcome is Outcome.STOPPED
+    assert run.wait(timeout=60).outcome is Outcome.STOPPED
     other.join()
 
 
@@ -88,7 +88,7 @@ def test_stop_and_pause_in_a_device_handler_do_not_wait_for_themselves(bench):
         machine.resume()
         machine.stop()
 
-    assert machine.run(timeout=10).outcome is Outcome.STOPPED
+    assert machine.run(timeout=60).outcome is Outcome.STOPPED
 
 
 @pytest.mark.parametrize("call", ["pause", "stop", "wait", "start"])
@@ -106,7 +106,7 @@ def test_machine_goes_on_where_it_stopped(touching):
     stopped_at = rounds(touching)
     run = touching.start()
     touching.memory.write(0x8010, struct.pack("<Q", 1))
-    assert run.wait(timeout=20).exit_status == 1
+    assert run.wait(timeout=60).exit_status == 1
     assert rounds(touching) >= stopped_at
 
 
@@ -143,7 +143,7 @@ def test_device_handler_that_raises_stops_the_machine_and_names_the_place(bench)
     one.machine.io.add(region, at=0x3F8, priority=1)
     run = one.machine.start()
     with pytest.raises(DeviceError, match="device 'broken' raised ZeroDivisionError at write to port 0x3f8") as caught:
-        run.wait(timeout=20)
+        run.wait(timeout=60)
     assert (caught.value.device, caught.value.address, caught.value.vcpu) == ("broken", 0x3F8, 0)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -158,7 +158,7 @@ def test_coalesced_handler_that_raises_stops_the_machine(bench):
     one.machine.io.add(region, at=0xE9, priority=1)
     run = one.machine.start()
     with pytest.raises(DeviceError, match="device 'broken' raised ZeroDivisionError"):
-        run.wait(timeout=20)
+        run.wait(timeout=60)
 
 
 def test_mmio_handler_that_raises_names_the_address(bench):
@@ -168,7 +168,7 @@ def test_mmio_handler_that_raises_names_the_address(bench):
     one = bench("wild.elf")
     one.machine.memory.add(accel.MemoryRegion.mmio("broken", 0x1000, read=broken), at=0xE000_0000)
     with pytest.raises(DeviceError, match="device 'broken' raised ValueError at read at 0xe0000000 for vCPU 0: no"):
-        one.machine.run(timeout=10)
+        one.machine.run(timeout=60)
 
 
 def test_close_stops_a_running_guest_and_may_be_called_twice(touching):
@@ -195,7 +195,7 @@ def test_close_in_a_device_handler_is_refused(bench):
     region = accel.MemoryRegion.mmio("closer", 8, write=lambda offset, value, size: one.machine.close())
     one.machine.io.add(region, at=0x3F8, priority=1)
     with pytest.raises(DeviceError, match="close on a vCPU's own thread"):
-        one.machine.run(timeout=10)
+        one.machine.run(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_close_in_a_device_handler_is_refused(bench):
     [
         ({"memory": 0}, "a guest needs some"),
         ({"memory": "63K"}, "no multiple of 0x1000"),
-        ({"memory": "1T"}, "more than this host has"),
+        ({"memory": "16T"}, "more than this host has"),
         ({"memory": "plenty"}, "is no size"),
         ({"cpus": 0}, "needs at least one"),
         ({"cpus": 100_000}, "offers up to"),
@@ -233,7 +233,7 @@ def test_port_handler_answers_reads_and_sees_writes(bench):
         with pytest.raises(UsageError):
             access.reply(1)
 
-    assert one.machine.run(timeout=10).outcome is Outcome.HALTED
+    assert one.machine.run(timeout=60).outcome is Outcome.HALTED
     assert seen == [(0x60, 1, True, b"\x5a"), (0x60, 2, True, b"\x34\x12")]
 
 
@@ -247,7 +247,7 @@ def test_string_port_output_arrives_item_by_item(bench):
     def note(access):
         seen.extend(access.data)
 
-    assert one.machine.run(timeout=10).outcome is Outcome.HALTED
+    assert one.machine.run(timeout=60).outcome is Outcome.HALTED
     assert bytes(seen) == b"bytes"
 
 
@@ -270,7 +270,7 @@ print("closed", run.done, flush=True)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
         assert process.stdout.readline() == "closed True\n"
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_call_reads_registers_of_a_running_and_of_a_paused_vcpu(bench):
@@ -308,7 +308,7 @@ def test_sink_that_breaks_stops_the_machine_and_names_the_device(bench):
         one = bench("console-spin.bin", sink=sink)
         run = one.machine.start()
         with pytest.raises(DeviceError, match="'debug-console@0xe9' raised BrokenPipeError at handing on") as caught:
-            run.wait(timeout=20)
+            run.wait(timeout=60)
     assert isinstance(caught.value.__cause__, BrokenPipeError)
 
 
@@ -341,7 +341,7 @@ def test_load_resets_the_devices(bench):
 
 def test_changes_without_a_running_vcpu_keep_no_views_of_the_past(bench):
     one = bench("halt.bin", cpus=2)
-    one.machine.run(timeout=10)
+    one.machine.run(timeout=60)
     extra = accel.MemoryRegion.ram("extra", "1M", max_size="2M")
     one.machine.memory.add(extra, at=0x1000_0000)
     for size in ("2M", "1M") * 10:

@@ -72,6 +72,6 @@ def test_soak_start_pause_resume_stop_in_any_order_from_two_threads(bench):
         machine.resume()
         machine.stop()
         other.join()
-        assert run.wait(timeout=20).outcome is Outcome.STOPPED
+        assert run.wait(timeout=60).outcome is Outcome.STOPPED
         runs += 1
     assert runs > 100

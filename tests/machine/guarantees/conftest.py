@@ -15,7 +15,7 @@ import accel
 from accel.program import GuestProgram, Op
 
 #: How long a test waits for what must happen; only a failing test ever waits so long.
-PATIENCE = 20
+PATIENCE = 60
 #: Where `Pace` listens.
 PORT = 0x80
 

@@ -18,7 +18,7 @@ from accel.errors import BackendError, ClosedError, InhibitTimeoutError
 from accel.exits import Interrupted, IoOut
 from accel.program import Load, Loop, Out
 
-PATIENCE = 20
+PATIENCE = 60
 LOW, HIGH = 0x1000_0000, 0x2000_0000
 PORT = 0x80
 

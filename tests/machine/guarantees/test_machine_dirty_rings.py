@@ -50,7 +50,7 @@ def dirty(one: accel.Machine, region: accel.MemoryRegion) -> set[int]:
 def test_run_goes_on_when_rings_are_full_and_misses_no_page(machine, logged: Logged, cpus) -> None:
     one = machine(*writes(2400), cpus=cpus, dirty_ring_size=SIZE)
     region = logged(one, 2401)
-    result = one.run(timeout=30)
+    result = one.run(timeout=60)
     assert result.outcome == accel.Outcome.HALTED
     # Two vCPUs may share the pages; the half of them is still more than a ring has.
     assert sum(vcpu.exits.get("dirty-ring-full", 0) for vcpu in result.vcpus) >= 1
@@ -73,7 +73,7 @@ def test_vcpu_run_by_hand_says_that_its_ring_was_full_and_goes_on(machine, logge
 def test_vcpu_that_is_closed_leaves_what_it_noted(machine, logged: Logged) -> None:
     one = machine(*writes(40), dirty_ring_size=SIZE)
     region = logged(one, 100)
-    one.run(timeout=30)
+    one.run(timeout=60)
     one.vm.vcpus[0].close()
     assert dirty(one, region) == set(range(40))
 

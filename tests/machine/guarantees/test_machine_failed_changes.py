@@ -19,7 +19,7 @@ from accel.memory.listener import MemoryListener, Update
 from accel.memory.slot_listener import SlotListener
 from accel.program import Add, Load, Loop
 
-PATIENCE = 20
+PATIENCE = 60
 LOW, HIGH, COUNT = 0x1000_0000, 0x2000_0000, 0x3000_0000
 
 

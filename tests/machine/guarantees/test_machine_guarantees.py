@@ -12,7 +12,7 @@ import accel
 from accel.address import PAGE_SIZE
 from accel.program import Load, Loop, Out
 
-PATIENCE = 20
+PATIENCE = 60
 LOW, HIGH = 0x1000_0000, 0x2000_0000
 PORT = 0x80
 
@@ -92,19 +92,23 @@ def short_turns() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize("commits", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_change_of_two_addresses_is_seen_whole_under_atomic_map(machine, accelerator, commits) -> None:
     if accelerator == "mock":
         commits //= 4  # its slot calls take as long as they are told to
+    made = 0
     with TwoPlaces(machine, accelerator) as stage:
-        for _ in range(commits):
+        # On a busy host the guest often looks beside two changes, which says nothing.
+        while made < commits or stage.judged <= commits // 10:
             stage.change("map")
+            made += 1
     assert stage.halves == 0
-    assert stage.judged > commits // 10
-    assert stage.machine.vm.blocker.stats.inhibits == commits
+    assert stage.machine.vm.blocker.stats.inhibits == made
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("short_turns")
 def test_change_of_two_addresses_is_seen_by_halves_where_each_address_is_all_that_is_asked(
     machine, accelerator

@@ -12,7 +12,7 @@ from accel.errors import ClosedError
 from accel.memory.listener import MemoryListener, Update
 from accel.program import Load, Loop, Op, Out
 
-PATIENCE = 20
+PATIENCE = 60
 LOW, HIGH = 0x1000_0000, 0x2000_0000
 PORT = 0x80
 
