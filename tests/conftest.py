@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["ACCEL_LOCKDEP"] = "1"
+
+# No test asserts a time, also not by Hypothesis's limits for an example and for drawing one, which a host that stalls
+# once exceeds; a failure prints how to repeat it.
+settings.register_profile("any-host", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("any-host")
 
 GUESTS = Path(__file__).parent.parent / "examples" / "guests"
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from accel import locks
 from accel.address import ADDRESS_SPACE_SIZE, PAGE_SIZE, AddressRange
@@ -42,12 +41,8 @@ from accel.memory.transaction import Transactions
 # Modules that several test files share (`memory_world` and what it uses) lie beside this file.
 sys.path.append(str(Path(__file__).parent))
 
-# No test asserts a time, also not by Hypothesis's limit for an example; a failure prints how to repeat it.
-settings.register_profile("accel", deadline=None, print_blob=True)
-settings.load_profile("accel")
-
 #: How long a test waits for what must happen; only a failing test ever waits so long.
-PATIENCE = 20
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True)

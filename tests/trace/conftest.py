@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 # `trace_replay` lies beside this file.
 sys.path.append(str(Path(__file__).parent))
-
-settings.register_profile("trace", deadline=None, print_blob=True)
-settings.load_profile("trace")
 
 Line = dict[str, Any]
 
