@@ -290,11 +290,14 @@ def test_command_of_a_plugin_that_spoils_the_help_is_named(accelctl: Accelctl, t
 
 
 def test_plugins_on_a_narrow_terminal_are_told_whole() -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-        os.environ.pop("COLUMNS", None)
-        os.execv(sys.executable, [sys.executable, "-m", "accel", "plugins"])
+    terminal, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    # Not by a fork of this process, which has other threads.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accel", "plugins"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
     output = b""
     while True:
         try:
@@ -304,7 +307,7 @@ def test_plugins_on_a_narrow_terminal_are_told_whole() -> None:
         if not chunk:
             break
         output += chunk
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert process.wait() == 0
     os.close(terminal)
     assert "…" not in output.decode()
     assert b"accel_register_accelerators" in output
