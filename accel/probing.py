@@ -78,7 +78,8 @@ def _question(accelerator: Accelerator) -> _Question:
 
 
 def _wait(question: _Question, deadline: float, limit: float) -> Answer:
-    if question.answer is None and id(question.accelerator) not in _unanswered:
+    if question.thread.is_alive() and id(question.accelerator) not in _unanswered:
+        # Also where the answer is there: nothing is left behind of a probe that answers.
         question.thread.join(max(0.0, deadline - time.monotonic()))
     if question.answer is not None:
         return question.answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from types import MappingProxyType
@@ -76,7 +77,7 @@ def setting(name: str, value: object) -> Change:
 def run(*operations: Any) -> accel.RunResult:
     with accel.Machine.create("odd", memory="1M") as machine:
         machine.load(GuestProgram([*operations]))
-        return machine.run(timeout=10)
+        return machine.run(timeout=60)
 
 
 def assert_named(error: PluginError, problem: str) -> None:
@@ -255,12 +256,12 @@ def test_device_that_raises_on_the_vcpu_s_thread_is_not_the_accelerator_s_fault(
         machine.port(0x80)(raising(ValueError("its own")))
         machine.load(GuestProgram([Out(0x80, 1)]))
         with pytest.raises(DeviceError, match="its own"):
-            machine.run(timeout=10)
+            machine.run(timeout=60)
     with accel.Machine.create("odd", memory="1M") as machine:
         machine.port(0x80)(sys.exit)
         machine.load(GuestProgram([Out(0x80, 1)]))
         with pytest.raises(SystemExit):
-            machine.run(timeout=10)
+            machine.run(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +300,18 @@ def test_wait_for_a_run_that_was_told_to_end_gives_up_on_a_vcpu_that_no_kick_bri
         backend: Any = machine.vm.vcpus[0].backend
         machine.load(GuestProgram([Loop([Store(0, 1)])]))
         run = machine.start()
+        # A vCPU that is told to end before it has begun needs no kick.
+        deadline = time.monotonic() + 60
+        while machine.memory.read(0, 1) != b"\1":
+            assert time.monotonic() < deadline, "the guest does not begin"
+            time.sleep(0.001)
         with pytest.raises(InhibitTimeoutError):
             machine.stop()
         with pytest.raises(InhibitTimeoutError, match=r"vCPU 0 in run"):
             run.wait()
+        monkeypatch.setattr("accel.run.STOP_TIMEOUT", 60)
         backend.right_kick(0)
-        assert run.wait(timeout=10).outcome is accel.Outcome.STOPPED
+        assert run.wait(timeout=60).outcome is accel.Outcome.STOPPED
 
 
 def test_kick_that_raises_is_told_without_a_wait(odd: Odd) -> None:

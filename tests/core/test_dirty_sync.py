@@ -608,7 +608,7 @@ def test_dirty_pages_of_writers_that_race_with_collecting_are_not_lost(stage, sp
 
     def guest() -> None:
         choose = random.Random(seed)
-        started.wait(20)
+        started.wait(60)
         for number in range(30_000):
             gate.enter()
             stage.slots.guest_write(0x10000 + choose.randrange(8 * PAGE_SIZE), number & 0xFF)
@@ -618,7 +618,7 @@ def test_dirty_pages_of_writers_that_race_with_collecting_are_not_lost(stage, sp
 
     def host() -> None:
         choose = random.Random(seed + 1)
-        started.wait(20)
+        started.wait(60)
         for number in range(30_000):
             stage.memory.write(0x10000 + choose.randrange(8 * PAGE_SIZE - 8), bytes([number & 0xFF]) * 8)
             if stop.is_set():
@@ -632,7 +632,7 @@ def test_dirty_pages_of_writers_that_race_with_collecting_are_not_lost(stage, sp
 
     replica = bytearray(region.block.view[: region.size])
     workers = [spawn(guest), spawn(host)]
-    started.wait(20)
+    started.wait(60)
     rounds = 0
     try:
         while any(worker._thread.is_alive() for worker in workers) and rounds < 2000:

@@ -536,10 +536,10 @@ def test_guest_access_to_ram_takes_no_lock(space, stage, spawn) -> None:
     def hog() -> None:
         with stage.transaction():
             begun.set()
-            assert done.wait(20)
+            assert done.wait(60)
 
     worker = spawn(hog)
-    assert begun.wait(20)
+    assert begun.wait(60)
     guest_access.store(space, 0, 7, 1)
     assert guest_access.load(space, 0, 1) == 7
     guest_access.store(space, 0xFFF, 7, 2)

@@ -28,7 +28,7 @@ from accel.memory.slot_update import SlotUpdate
 from accel.vm import OpenAccelerator, Vm
 
 AT = 0x1_0000
-PATIENCE = 20
+PATIENCE = 60
 BOTH = frozenset({Capability.KICK_ALL_VCPUS, Capability.REGION_LIST})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import socket
@@ -90,6 +91,7 @@ def test_open_regular_special_file_that_appears_after_the_look_is_refused(
     fifo = special(tmp_path, "a FIFO")
     look = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **options: look(file if path == str(fifo) else path, **options))
+    gc.collect()  # what earlier tests left
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(AddressError, match="is a FIFO"):
         opened(fifo, write=False)

@@ -513,7 +513,7 @@ def test_interrupt_anywhere_in_an_entry_leaves_nobody_inside(make_stage, spawn, 
         if held:
             begun, over = threading.Event(), threading.Event()
             inhibitor = spawn(lambda begun=begun, over=over: _hold_until_waited_for(stage, begun, over))
-            assert begun.wait(20)
+            assert begun.wait(60)
         more = sweep(action, (vcpu, gate, blocker, contextlib), place)
         if held:
             over.set()
@@ -530,7 +530,7 @@ def test_interrupt_anywhere_in_an_entry_leaves_nobody_inside(make_stage, spawn, 
 
 
 def _hold_until_waited_for(stage, begun: threading.Event, over: threading.Event) -> None:
-    with stage.big_lock, stage.blocker.inhibit(20):
+    with stage.big_lock, stage.blocker.inhibit(60):
         begun.set()
         while not stage.blocker._waiting and not over.wait(0.0005):
             pass
@@ -545,7 +545,7 @@ def test_interrupt_while_waiting_for_quiet_gives_up_and_changes_nothing(make_sta
     def stuck() -> None:
         with stage.blocker.vm_call("set_irq"):
             inside.set()
-            assert done.wait(20)
+            assert done.wait(60)
 
     def press() -> None:
         while not stage.blocker.inhibited:
@@ -553,7 +553,7 @@ def test_interrupt_while_waiting_for_quiet_gives_up_and_changes_nothing(make_sta
         signal.raise_signal(signal.SIGINT)
 
     worker = spawn(stuck)
-    assert inside.wait(20)
+    assert inside.wait(60)
     presser = spawn(press)
     view = stage.memory.view
     with pytest.raises(KeyboardInterrupt), stage.transaction("map"):

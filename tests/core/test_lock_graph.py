@@ -257,7 +257,7 @@ def test_graph_of_many_threads_at_once_loses_no_edge(graph: LockGraph, spawn) ->
     barrier = threading.Barrier(len(many))
 
     def work(index: int) -> None:
-        barrier.wait(20)
+        barrier.wait(60)
         for inner in many[index + 1 :]:
             nest(many[index], inner)
 

@@ -122,6 +122,7 @@ def test_ram_block_closed_under_a_reader_stays_until_the_reader_is_done(spawn) -
 
 
 def test_ram_block_dropped_without_close_lets_go_of_all(backing: Backing) -> None:
+    gc.collect()  # what earlier tests left
     before = os.listdir("/proc/self/fd")
     block = RamBlock("dropped", 1 << 30, backing=backing)
     address = f"{block.address:x}-"
@@ -223,6 +224,7 @@ def test_ram_block_that_fails_leaves_no_fd_and_no_mapping(
         status = Path("/proc/self/status").read_text()
         return os.listdir("/proc/self/fd"), int(status.partition("VmSize:")[2].split()[0]) << 10
 
+    gc.collect()  # what earlier tests left
     fds, size = used()
     for _ in range(2):
         with pytest.raises(AddressError) as caught:
@@ -235,6 +237,7 @@ def test_ram_block_that_fails_leaves_no_fd_and_no_mapping(
 
 @pytest.mark.parametrize("room", [0, 1], ids=["memfd", "mapping"])
 def test_ram_block_without_a_free_fd_is_refused(room: int) -> None:
+    gc.collect()  # what earlier tests left could make room for one more
     fds = os.listdir("/proc/self/fd")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)

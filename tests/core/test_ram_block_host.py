@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import gc
 import mmap
 import os
@@ -296,7 +297,23 @@ def test_ram_block_advice_that_the_kernel_does_not_take_is_refused(monkeypatch: 
 
 
 @pytest.fixture
-def huge_pages() -> Iterator[Callable[[], int]]:
+def pool_to_itself() -> Iterator[None]:
+    """The host's pool of huge pages is one for all processes: those that run these tests take turns."""
+    try:
+        fd = os.open(POOL, os.O_RDONLY)
+    except FileNotFoundError:
+        # A kernel without such pages, which the tests say themselves.
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def huge_pages(pool_to_itself: None) -> Iterator[Callable[[], int]]:
     """Four more huge pages of 2M in the host's pool; gives how many are free and not promised."""
     count = POOL / "nr_hugepages"
     try:
@@ -369,6 +386,7 @@ def test_ram_block_huge_pages_of_a_file_with_ordinary_pages_are_refused(tmp_path
         RamBlock("r", HUGE, backing=Backing.file(tmp_path / "ram", create=True, huge_pages="2M"))
 
 
+@pytest.mark.usefixtures("pool_to_itself")
 @pytest.mark.needs("/sys/kernel/mm/hugepages/hugepages-2048kB")
 @pytest.mark.parametrize("make", [Backing.anonymous, Backing.memfd])
 def test_ram_block_huge_pages_that_are_not_reserved_are_refused(make: Callable[..., Backing]) -> None:

@@ -13,7 +13,7 @@ from accel.lock_graph import LockGraph
 from accel.locks import Lock
 from accel.read_locks import RwLock, SrcuDomain
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True, params=["validated", "not validated"])
@@ -136,7 +136,18 @@ def test_rw_lock_whose_waiting_writer_gives_up_wakes_the_readers_behind_it(spawn
     lock = RwLock(LockClass("rw"))
     inside, end = reader(lock, spawn)
     assert inside()
-    writer = spawn(lambda: lock.acquire_write(timeout=0.5))
+    wait_for = lock._changed.wait_for
+
+    def until_somebody_is_behind(passes: Callable[[], bool], timeout: float | None) -> bool:
+        # A time-out that is over once a reader waits behind the writer, not before.
+        if timeout is None:
+            return wait_for(passes)
+        while len(lock._queue) < 2:
+            lock._changed.wait(0.001)
+        return passes()
+
+    lock._changed.wait_for = until_somebody_is_behind
+    writer = spawn(lambda: lock.acquire_write(timeout=PATIENCE))
     until(lambda: len(lock._queue) == 1)
     behind, end_behind = reader(lock, spawn)
     assert writer.join() is False

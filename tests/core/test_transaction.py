@@ -267,10 +267,10 @@ def test_transaction_that_cannot_get_everybody_out_changes_nothing(make_stage, s
     def stuck() -> None:
         with stage.blocker.vm_call("set_irq"):
             inside.set()
-            assert done.wait(20)
+            assert done.wait(60)
 
     worker = spawn(stuck)
-    assert inside.wait(20)
+    assert inside.wait(60)
     stage.slots.reset()
     with pytest.raises(InhibitTimeoutError, match="the VM in set_irq"), stage.transaction("map"):
         stage.memory.add(ram("new"), 0x10000)
@@ -615,7 +615,7 @@ def test_transaction_of_another_thread_waits_for_the_end(stage, spawn) -> None:
 
     with stage.transaction():
         worker = spawn(edit)
-        assert started.wait(20)
+        assert started.wait(60)
         stage.memory.add(ram("ours"), 0)
     assert worker.join() == [(0, "ours"), (0x10000, "theirs")]
     assert stage.transactions.commits == 2

@@ -25,7 +25,7 @@ from accel.memory.listener import MemoryListener
 from accel.memory.region import MemoryRegion
 from accel.vm import OpenAccelerator, Vm
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 class TinyVcpu(VcpuBackend):

@@ -6,7 +6,7 @@ import threading
 
 from accel.wakeup import Wakeup
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 def test_wakeup_that_was_set_is_taken_by_one_wait() -> None:
