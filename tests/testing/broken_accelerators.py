@@ -1,7 +1,8 @@
 """A plugin with many accelerators, each the mock with one mistake: what the conformance suite has to find.
 
 The tests put this file on the path of a process that runs the suite, with an entry point. `FAULTS` has each mistake by
-the name of its accelerator. `soundmock` is the mock as it is; `elsewhere` is as sound, and executes no guest of ours.
+the name of its accelerator. `soundmock` is the mock as it is. As sound are `heldmock`, which holds its vCPUs for every
+change, and `elsewhere`, which executes no guest of ours.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Fault:
 
 FAULTS = {
     "soundmock": Fault(),
+    "heldmock": Fault(planted.hold_always),
     "readonlyignored": Fault(planted.with_slots(planted.readonly_ignored)),
     "unmapforgotten": Fault(planted.with_slots(planted.unmap_forgotten)),
     "offsetignored": Fault(planted.with_slots(planted.offset_ignored)),

@@ -110,42 +110,44 @@ def log_lost_with_the_slot(slots: Any) -> None:
     slots.collect = only_when_asked
 
 
-def hold_unasked(vm: Any) -> None:
-    make = vm.memory_listener
+def with_updates(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return what changes each update of memory that a VM prepares."""
 
-    def memory_listener() -> Any:
-        listener = make()
-        prepare = listener.prepare
+    def patch(vm: Any) -> None:
+        make = vm.memory_listener
 
-        def unheld() -> Any:
-            update = prepare()
-            if update is not None:
-                update.needs_hold = update.needs_hold_unless_last = False
-            return update
+        def memory_listener() -> Any:
+            listener = make()
+            prepare = listener.prepare
 
-        listener.prepare = unheld
-        return listener
+            def changed() -> Any:
+                update = prepare()
+                if update is not None:
+                    change(update)
+                return update
 
-    vm.memory_listener = memory_listener
+            listener.prepare = changed
+            return listener
+
+        vm.memory_listener = memory_listener
+
+    return patch
 
 
-def undo_does_nothing(vm: Any) -> None:
-    make = vm.memory_listener
+@with_updates
+def hold_unasked(update: Any) -> None:
+    update.needs_hold = update.needs_hold_unless_last = False
 
-    def memory_listener() -> Any:
-        listener = make()
-        prepare = listener.prepare
 
-        def forgetful() -> Any:
-            update = prepare()
-            if update is not None:
-                update.undo = lambda: None
-            return update
+@with_updates
+def hold_always(update: Any) -> None:
+    """No mistake: whoever maps and unmaps in an engine that cannot run meanwhile has to."""
+    update.needs_hold = True
 
-        listener.prepare = forgetful
-        return listener
 
-    vm.memory_listener = memory_listener
+@with_updates
+def undo_does_nothing(update: Any) -> None:
+    update.undo = lambda: None
 
 
 # kicks

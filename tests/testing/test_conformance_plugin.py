@@ -17,7 +17,7 @@ from accel.program import Out, Store
 
 def test_by_option(machine):
     one = machine(Store(0x30_0000, 7), memory="4M")
-    one.run(timeout=20)
+    one.run(timeout=60)
     assert one.memory.read(0x30_0000, 1) == bytes((7,))
     assert one.accelerator == machine.accelerator
 

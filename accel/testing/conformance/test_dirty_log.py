@@ -166,7 +166,8 @@ def test_dirty_log_loses_nothing_while_memory_comes_and_goes_under_the_guest(
         pace.wait()
         one.vm.dirty_log.collect(region, VGA)
         before = contents()
-        pace.wait(1)
+        # In the first turn so long that a guest has been all the way round.
+        pace.wait(1 if turn else cpus + 1)
         one.memory.remove(region)
         one.pause()
         after = contents()
