@@ -161,12 +161,16 @@ class Guest:
         try:
             yield exits
             if until:
-                thread.join(30)
+                thread.join(60)
         finally:
             stop.set()
             self.vcpu.kick()
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
+        # The thread may have seen that it is to stop before the kick came, which then is there for the next run: one
+        # that is made again takes it away.
+        self.vcpu.kick()
+        assert self.vcpu.run() == accel.Interrupted()
 
     @property
     def listener(self) -> KvmMemoryListener:

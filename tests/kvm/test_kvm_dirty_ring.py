@@ -63,7 +63,7 @@ def dirty(one: accel.Machine, region: accel.MemoryRegion) -> set[int]:
 
 def test_rings_that_cannot_be_reset_give_their_pages_again_later(machine, faults) -> None:
     one, region = machine(writes(20, each=20), 100)
-    one.run(timeout=30)
+    one.run(timeout=60)
     faults.reset({0: errno.EIO})
     with pytest.raises(BackendError, match="KVM_RESET_DIRTY_RINGS failed: EIO"):
         dirty(one, region)
@@ -77,7 +77,7 @@ def test_rings_that_cannot_be_reset_give_their_pages_again_later(machine, faults
 def test_rings_are_reset_whole_however_many_signals_end_the_call_early(machine) -> None:
     """Since Linux 6.16 a signal ends the call early, which tells of it only by how many entries it went over."""
     one, region = machine(writes(6000, each=STRIDE), 6000, size=1 << 14)
-    one.run(timeout=30)
+    one.run(timeout=60)
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     signal.setitimer(signal.ITIMER_REAL, 50e-6, 50e-6)
     try:
@@ -91,7 +91,7 @@ def test_rings_are_reset_whole_however_many_signals_end_the_call_early(machine) 
 
 def test_reset_that_never_does_anything_is_an_error_and_its_pages_come_again(machine, monkeypatch) -> None:
     one, region = machine(writes(20, each=20), 100)
-    one.run(timeout=30)
+    one.run(timeout=60)
     with monkeypatch.context() as patched:
         patched.setattr(dirty_ring, "ioctl", lambda *call: 0)
         with pytest.raises(BackendError, match=r"KVM_RESET_DIRTY_RINGS failed: EIO .* 20 entries of 20 are not reset"):
@@ -104,7 +104,7 @@ def test_guest_that_overruns_its_ring_ends_with_all_pages_written_or_is_stopped_
     """Whichever this host's KVM does: those that emulate guest code inside of one entry do not look in time."""
     one, region = machine(writes(3000, each=3000), 3001)
     try:
-        result = one.run(timeout=30)
+        result = one.run(timeout=60)
     except DirtyRingLost as error:
         assert f"has entries ({SIZE})" in str(error)
         assert "dirty_ring_size" in str(error)

@@ -18,7 +18,7 @@ from accel.errors import BackendError, OptionError
 from accel_kvm import kick
 
 SA_RESTART = 0x10000000  # asm-generic/signal-defs.h
-PATIENCE = 30.0  # seconds until a test gives up; nothing is judged by it otherwise
+PATIENCE = 60.0  # seconds until a test gives up; nothing is judged by it otherwise
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
@@ -257,10 +257,12 @@ def test_kick_thread_keeps_the_gil(kick_signal: int) -> None:
         ran.set()
 
     waiter = threading.Thread(target=wait_for_the_gil)
-    waiter.start()
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(PATIENCE)  # the waiter gets the GIL only if a kick gives it up
+    # The waiter gets the GIL only if a kick gives it up. Set before it starts: else it may wait for the GIL on its way
+    # to `go`, by the interval of before, and take it from the kicks.
+    sys.setswitchinterval(PATIENCE)
     try:
+        waiter.start()
         go.set()
         for _ in range(20_000):
             kick.kick_thread(tid, kick_signal)

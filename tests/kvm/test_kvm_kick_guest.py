@@ -13,7 +13,7 @@ import pytest
 from accel_kvm import abi, kick
 from accel_kvm.ioctl import raw_ioctl
 
-PATIENCE = 30.0  # seconds until a test gives up; nothing is judged by it otherwise
+PATIENCE = 60.0  # seconds until a test gives up; nothing is judged by it otherwise
 
 
 class Runner:

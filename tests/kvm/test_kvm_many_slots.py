@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import statistics
 import sys
 import time
@@ -163,16 +164,19 @@ def test_the_slot_after_the_last_is_one_that_the_kernel_refuses_too(open_vm) -> 
 
 
 class _Lines:
-    """Counts the lines of Python that run in a block, whoever wrote them."""
+    """Counts the lines of Python that run in a block, whoever wrote them; but not of what earlier tests left behind."""
 
     def __enter__(self) -> _Lines:
         self.count = 0
+        gc.collect()
+        gc.disable()
         self._before = sys.gettrace()
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._before)
+        gc.enable()
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         self.count += event == "line"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -139,22 +138,11 @@ def test_running_guest_notices_nothing_of_changes_that_fail(boot, filled) -> Non
     region = filled("ram", 0x11, max_size=2 * PAGE_SIZE)
     guest.vm.memory.add(region, at=BASE)
     foreign = ForeignSlot(guest.vm, BASE + PAGE_SIZE)
-    exits: list[accel.exits.Exit] = []
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.is_set():
-            exits.append(guest.vcpu.run())
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
     errors = []
-    while len(errors) < 100 or guest.ram.read(0x9000, 4) == bytes(4):
-        error = failing(lambda: region.resize(2 * PAGE_SIZE), MemorySlotError).value
-        errors.append(error.errno)
-    stop.set()
-    guest.vcpu.kick()
-    thread.join(30)
+    with guest.running() as exits:
+        while len(errors) < 100 or guest.word(0x9000) == 0:
+            error = failing(lambda: region.resize(2 * PAGE_SIZE), MemorySlotError).value
+            errors.append(error.errno)
     assert set(errors) == {errno.EEXIST}
     assert set(exits) == {accel.Interrupted()}
     assert guest.vm.blocker.stats.inhibits == len(errors)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 import accel
@@ -45,22 +43,11 @@ def test_ram_made_readonly_and_writable_again_under_a_guest_that_reads_it_never_
     guest = boot("a100002000 ff0500900000 ebf3")  # 1: mov BASE, %eax; incl 0x9000; jmp 1b
     region = filled("ram", 0x11)
     guest.vm.memory.add(region, at=BASE)
-    exits: list[accel.exits.Exit] = []
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.is_set():
-            exits.append(guest.vcpu.run())
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    toggles = 0
-    while toggles < 100 or guest.ram.read(0x9000, 4) == bytes(4):
-        region.set_readonly(toggles % 2 == 0)
-        toggles += 1
-    stop.set()
-    guest.vcpu.kick()
-    thread.join(30)
+    with guest.running() as exits:
+        toggles = 0
+        while toggles < 100 or guest.word(0x9000) == 0:
+            region.set_readonly(toggles % 2 == 0)
+            toggles += 1
     assert set(exits) == {accel.Interrupted()}
 
 

@@ -21,7 +21,7 @@ from accel.program import Load
 
 pytestmark = pytest.mark.kvm
 
-PATIENCE = 30
+PATIENCE = 60
 LAZY = 0x40_0000
 ELSEWHERE = 0x80_0000
 
@@ -117,6 +117,7 @@ def test_change_beside_a_vcpu_that_waits_for_a_page_fails_before_a_slot_is_touch
                 assert "vCPU 0 in run for" in str(error)
                 assert faults.calls == []
                 assert (guest.vm.memory.view, str(guest.vm.memory)) == (view, tree)
+                guest.vm.transactions._inhibit_timeout = PATIENCE
                 resolver.gate.set()
                 change(guest)
             else:
@@ -231,6 +232,7 @@ def test_machine_whose_own_ram_comes_page_by_page_is_changed_and_ends() -> None:
                 machine.memory.add(new(), at=ELSEWHERE)
             except InhibitTimeoutError as error:
                 assert [name for name, _, _ in error.inside] == ["vCPU 0"]
+                machine.vm.transactions._inhibit_timeout = PATIENCE
                 resolver.gate.set()
                 machine.memory.add(new(), at=ELSEWHERE)
             resolver.gate.set()
@@ -255,7 +257,6 @@ def test_memory_without_a_handler_grows_without_a_hold(boot) -> None:
 
 
 def test_machine_with_a_vcpu_that_waits_for_a_page_names_it_on_close_and_can_be_closed_later(monkeypatch) -> None:
-    monkeypatch.setattr("accel.run.STOP_TIMEOUT", 0.3)
     machine = accel.Machine.create("kvm", memory="4M")
     machine.load(accel.GuestProgram((Load(0x50000, 1),)))
     resolver = Resolver()
@@ -263,9 +264,12 @@ def test_machine_with_a_vcpu_that_waits_for_a_page_names_it_on_close_and_can_be_
         machine.start()
         assert resolver.asked.wait(PATIENCE)
         try:
-            machine.close()
+            with monkeypatch.context() as patched:
+                patched.setattr("accel.run.STOP_TIMEOUT", 0.3)
+                machine.close()
         except InhibitTimeoutError as error:
-            assert [(name, call) for name, call, _ in error.inside] == [("vCPU 0", "run")]
+            if machine.vm.vcpus[0].gate.busy:  # and not just slow to end, where the kick freed it
+                assert [(name, call) for name, call, _ in error.inside] == [("vCPU 0", "run")]
             assert not machine.vm.closed
         except StateError as error:
             # The kick freed it; what is left is the memory, which the handler still serves.

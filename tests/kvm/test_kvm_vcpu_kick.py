@@ -14,7 +14,7 @@ from accel_kvm import kick
 
 pytestmark = pytest.mark.kvm
 
-PATIENCE = 30.0  # seconds until a test gives up; nothing is judged by it otherwise
+PATIENCE = 60.0  # seconds until a test gives up; nothing is judged by it otherwise
 COUNT = "ff0500900000 ebf8"  # 1: incl 0x9000; jmp 1b
 HOLE = 0x20_0000  # an address without RAM
 

@@ -19,7 +19,7 @@ from accel.exits import Exit
 from accel.program import GuestProgram
 
 #: How long a test waits for what must happen; only a failing test ever waits so long.
-PATIENCE = 20
+PATIENCE = 60
 #: Where the code of vCPU 0 lies on accelerators that execute x86; that of the next is `CODE_STEP` further up.
 CODE, CODE_STEP = 0x20_0000, 0x10_0000
 
