@@ -45,12 +45,12 @@ def bench() -> Iterator[Bench]:
 def outcome(machine: Machine, guest: StressGuest) -> tuple[Outcome, Judgement]:
     """Run until the guest has made a pass, or has ended by itself."""
     run = machine.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (guest.begun() or run.done) and time.monotonic() < deadline:
         time.sleep(0.001)
     if not run.done:
         guest.end()
-    result = run.wait(30)
+    result = run.wait(60)
     return result.outcome, guest.judge(result)
 
 
@@ -123,9 +123,9 @@ def test_program_reports_a_spoilt_word(bench: Bench, monkeypatch, touch: Touch, 
     machine, memory, guest = bench("mock", touch)
     spoil(memory, offset)
     run = machine.start()
-    assert reported.wait(30)
+    assert reported.wait(60)
     guest.end()
-    assert guest.judge(run.wait(30)).errors > 0
+    assert guest.judge(run.wait(60)).errors > 0
 
 
 def test_program_whose_shared_word_was_spoilt_is_found_out(bench: Bench) -> None:

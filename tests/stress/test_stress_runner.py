@@ -41,7 +41,7 @@ def test_least_plan_holds_for_fewer_changes() -> None:
 
 def test_guest_that_crashes_is_started_anew_until_all_changes_are_made() -> None:
     spec = StressSpec(
-        accelerator="mock", touches=("fetch",), cpus=(1,), holds=("unsafe",), changes=("split",), seconds=30.0
+        accelerator="mock", touches=("fetch",), cpus=(1,), holds=("unsafe",), changes=("split",), seconds=100.0
     )
     seen: list[Figures] = []
     with pytest.raises(KeyboardInterrupt):
@@ -64,7 +64,7 @@ def test_interrupt_yields_what_there_is_and_goes_on_up() -> None:
     def interrupt(live: Figures) -> None:
         raise KeyboardInterrupt
 
-    spec = StressSpec(accelerator="mock", touches=("read", "write"), cpus=(1,), seconds=30.0)
+    spec = StressSpec(accelerator="mock", touches=("read", "write"), cpus=(1,), seconds=100.0)
     seen: list[Figures] = []
     with pytest.raises(KeyboardInterrupt):
         for figures in run_stress(spec, interrupt):
