@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from attrs import evolve
 
 from accel.arch.x86 import X86State
-from accel.backend import Accelerator, Availability, RecordedCall, VcpuBackend, VmBackend, VmConfig
+from accel.backend import Accelerator, Availability, Capability, RecordedCall, VcpuBackend, VmBackend, VmConfig
 from accel.errors import StateError
 from accel.hookspecs import hookimpl
 from accel.machine import Machine
@@ -52,6 +52,7 @@ class _Vcpu(VcpuBackend):
 
 
 class _Vm(VmBackend):
+    capabilities = frozenset({Capability.IRQCHIP, Capability.PIT})
     max_vcpus = 4096
 
     def create_vcpu(self, index: int) -> VcpuBackend:
