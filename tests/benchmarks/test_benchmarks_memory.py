@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 _ROUNDS = 2
 
-pytestmark = pytest.mark.needs("gcc")
+pytestmark = [pytest.mark.needs("gcc"), pytest.mark.timeout(400)]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", "--rounds", str(_ROUNDS), "--scale", "0.005", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 def _turns(*job: str, asked: str) -> subprocess.CompletedProcess[str]:

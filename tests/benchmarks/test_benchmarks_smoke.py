@@ -16,12 +16,12 @@ _SCALE = 0.005
 # 20,000 writes to a turn, 5 turns to a round.
 _WRITES_IN_A_ROUND = round(20_000 * _SCALE) * 5
 
-pytestmark = [pytest.mark.kvm, pytest.mark.needs("gcc")]
+pytestmark = [pytest.mark.kvm, pytest.mark.needs("gcc"), pytest.mark.timeout(400)]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", "--rounds", "2", "--scale", str(_SCALE), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ from accel.cli.plugins_new import _LONGEST, scaffold, write
 
 Accelctl = Callable[..., subprocess.CompletedProcess[bytes]]
 
+#: Only what hangs takes so long; the whole suite in a process of its own takes a minute on a busy host.
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(accel.__file__).parent.parent
 #: Where the modules are that this process uses.
 PACKAGES = sysconfig.get_paths()["purelib"]
@@ -48,7 +51,7 @@ class Environment:
             text=True,
             cwd=cwd or self.folder,
             env=environment,
-            timeout=110,
+            timeout=300,
             check=False,
         )
 

@@ -57,7 +57,7 @@ def _command(text: str) -> dict[str, Any]:
     if words[0] == "python":
         words[0] = sys.executable
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=90, **both)
+    done = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=250, **both)
     return {"output": done.stdout.decode(errors="replace"), "code": done.returncode}
 
 
