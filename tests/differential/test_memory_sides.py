@@ -143,6 +143,8 @@ def _bytes_at(side: Side, address: int, size: int) -> int:
     return int.from_bytes(read, "little")
 
 
+# It takes some 15 seconds, all in one, and many times that on a host that is busy with other things.
+@pytest.mark.timeout(900)
 @pytest.mark.kvm
 def test_memory_sides_agree_on_random_sequences(summarize: Callable[[str], None]) -> None:
     """Also after each sequence: the same bytes in the memory behind, and the same pages in the logs."""

@@ -108,7 +108,7 @@ class Guest:
         finally:
             stop.set()
             self.vcpu.kick()
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
     def dirty_pages(self, region: MemoryRegion, client: DirtyClient = DirtyClient.VGA) -> list[int]:

@@ -284,7 +284,7 @@ def test_simulate_leaves_the_ordinary_library_alone() -> None:
     assert gc.isenabled()
     with accel.Machine.create("mock", memory="1M") as machine:
         machine.load(GuestProgram([Load(0)]))
-        assert machine.run(timeout=30).exits["halt"] == 1
+        assert machine.run(timeout=60).exits["halt"] == 1
 
 
 def test_simulate_passes_over_accelerators_whose_runs_do_not_repeat() -> None:

@@ -84,8 +84,8 @@ def test_mock_dirty_log_that_has_a_page_is_returned_once_the_write_is_made(boot,
         while not backend.attention and taker.is_alive():
             pass
         assert not taken
-    writer.join(20)
-    taker.join(20)
+    writer.join(60)
+    taker.join(60)
     assert taken == [([0], b"\1")]
 
 

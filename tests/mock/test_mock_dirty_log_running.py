@@ -184,7 +184,7 @@ def test_mock_dirty_log_that_goes_is_complete_only_if_the_guest_is_held(boot, mo
     taken, exits, written = threading.Event(), [], threading.Event()
 
     def write() -> None:
-        assert taken.wait(20)
+        assert taken.wait(60)
         exits.append(guest.vcpu.run())
         written.set()
 
@@ -195,14 +195,14 @@ def test_mock_dirty_log_that_goes_is_complete_only_if_the_guest_is_held(boot, mo
         taken.set()
         assert guest.vm.blocker.inhibited == (hold == "inhibit")
         if hold == "unsafe":
-            assert written.wait(20)
+            assert written.wait(60)
         return bitmap
 
     monkeypatch.setattr(guest.memslots, "take_dirty", take_and_let_write)
     thread = threading.Thread(target=write)
     thread.start()
     guest.vm.memory.remove(region)
-    thread.join(20)
+    thread.join(60)
     if hold == "unsafe":
         assert (exits, region.read(0, 1)) == ([Halt()], b"\x5a")
     else:

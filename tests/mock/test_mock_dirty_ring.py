@@ -63,13 +63,13 @@ def test_vcpu_whose_ring_nobody_empties_comes_out_again_and_again(machine) -> No
 def test_writes_that_the_emulator_makes_are_in_the_ring(machine) -> None:
     """An access across a page goes through the slots, not through a translation."""
     one, region = machine(GuestProgram([Store(BASE + PAGE_SIZE - 4, 1, 8)]), 4, dirty_ring_size=256)
-    one.run(timeout=30)
+    one.run(timeout=60)
     assert dirty(one, region) == {0, 1}
 
 
 def test_rings_that_cannot_be_reset_give_their_pages_again_later(machine) -> None:
     one, region = machine(writes(20), 100, dirty_ring_size=256, faults=["reset-rings@1=EIO"])
-    one.run(timeout=30)
+    one.run(timeout=60)
     with pytest.raises(BackendError, match="mock dirty-ring call failed: EIO"):
         dirty(one, region)
     assert dirty(one, region) == set(range(20))
@@ -85,7 +85,7 @@ def test_vcpu_that_is_slow_to_come_out_stops_at_a_full_ring(machine) -> None:
         faults=["vcpu0@2=late:2000ops"],
     )
     one.port(PORT)(lambda access: one.vm.vcpus[0].kick())
-    assert one.run(timeout=30).outcome == accel.Outcome.HALTED
+    assert one.run(timeout=60).outcome == accel.Outcome.HALTED
     assert dirty(one, region) == set(range(600))
 
 

@@ -63,7 +63,7 @@ def check_usable(made: accel.Machine) -> None:
     region = add(made, 0x7000_0000)
     made.load(GuestProgram([Store(0x7000_0000, 5), Load(0x7000_0000, expect=5), Load(0), Out(0xF4, 3)]))
     made.attach(DebugExit(0xF4))
-    result = made.run(timeout=30)
+    result = made.run(timeout=60)
     assert (result.outcome, result.exit_status, result.spurious_faults) == (Outcome.EXITED, 3 << 1 | 1, 0)
     made.memory.remove(region)
 
@@ -288,6 +288,7 @@ def test_stuck_vcpu_is_named_by_kick_all_too() -> None:
         with pytest.raises(InhibitTimeoutError, match="vCPU 0 in run"), made.transaction(atomic="map"):
             add(made)
         faults.clear()
+        wait_as_long_as_it_takes(made)
         with made.transaction(atomic="map"):
             add(made)
         made.stop()
@@ -301,7 +302,7 @@ def test_fault_in_an_entry_ends_the_run_with_the_backends_error() -> None:
     with machine("vcpu0@3=EFAULT") as made:
         made.load(GuestProgram([Out(0x80, 1), Out(0x80, 2), Out(0x80, 3)]))
         with pytest.raises(BackendError, match=r"mock vCPU entry failed: EFAULT .*; vCPU 0, entry 3") as caught:
-            made.run(timeout=30)
+            made.run(timeout=60)
         assert caught.value.errno == errno.EFAULT
         check_usable(made)
 
@@ -311,7 +312,7 @@ def test_fault_in_an_entry_of_one_vcpu_ends_the_others_too() -> None:
     with accel.Machine.create("mock", memory="1M", cpus=2, options=options) as made:
         made.load(SPIN)
         with pytest.raises(BackendError, match="vCPU 1, entry 1"):
-            made.run(timeout=30)
+            made.run(timeout=60)
 
 
 def test_stuck_vcpu_makes_a_change_give_up_and_is_named_and_all_go_on() -> None:
@@ -325,6 +326,7 @@ def test_stuck_vcpu_makes_a_change_give_up_and_is_named_and_all_go_on() -> None:
         assert [(name, call) for name, call, _ in caught.value.inside] == [("vCPU 0", "run")]
         assert len(made.memory.view) == 1
         faults.clear()
+        wait_as_long_as_it_takes(made)
         with made.transaction(atomic="map"):
             add(made)
         made.stop()
@@ -392,6 +394,11 @@ def test_late_vcpu_goes_on_in_the_guest_meanwhile() -> None:
         assert made.memory.read(0x2000, 1) == b"\1"
 
 
+def wait_as_long_as_it_takes(made: accel.Machine) -> None:
+    """Wait longer for vCPUs from now on than for the one that never came out."""
+    made.vm.inhibit_timeout = made.vm.transactions._inhibit_timeout = 60
+
+
 def wait_until_inside(made: accel.Machine) -> None:
     """Return once vCPU 0 is in the guest."""
     gate = made.vm.vcpus[0].gate
@@ -408,7 +415,7 @@ accelerators = ["mock"]
 memory = "1M"
 [accelerator.mock]
 faults = {faults}
-inhibit_timeout_ms = 100
+inhibit_timeout_ms = 60000
 [[image.program]]
 op = "loop"
 body = [{{op = "load", address = 0}}]
@@ -435,7 +442,7 @@ def run_file(tmp_path: Path):
         path = tmp_path / "faulty.toml"
         text = WORKLOAD.format(faults=faults, count=count)
         path.write_text(text)
-        command = [sys.executable, "-m", "accel", "run", "--json", "--timeout", "20", *more, str(path)]
+        command = [sys.executable, "-m", "accel", "run", "--json", "--timeout", "60", *more, str(path)]
         done = subprocess.run(command, capture_output=True, timeout=100, check=False)
         return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr.decode()
 

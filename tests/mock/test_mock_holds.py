@@ -19,7 +19,7 @@ from accel.program import Add, GuestProgram, Load, Loop, Out, Store
 from accel_mock.vcpu import MockVcpu
 from accel_mock.vm import MockVm
 
-PATIENCE = 20
+PATIENCE = 60
 AT = 0x1000_0000
 READY = Out(0x80, 1)
 

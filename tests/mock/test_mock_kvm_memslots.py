@@ -25,7 +25,7 @@ from accel_mock.kvm.mmu import Fault
 from accel_mock.kvm.running import Running
 from accel_mock.vcpu import MockVcpu
 
-PATIENCE = 20
+PATIENCE = 60
 PAGES = 10
 BLOCK = RamBlock("block", PAGES * PAGE_SIZE)
 LOG = DirtyLog(BLOCK.max_size)

@@ -16,7 +16,7 @@ from accel_mock.kvm.mmu import Fault, ShadowMmu
 from accel_mock.kvm.running import Running
 from accel_mock.kvm.spte import ACCESSED, DIRTY, PRESENT, WRITABLE, pfn_of
 
-PATIENCE = 20
+PATIENCE = 60
 GFN = 0x200
 GPA = GFN * PAGE_SIZE
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from accel_mock.kvm.notifier import MmuNotifiers
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from accel_mock.kvm.running import Running
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 class Vcpu:

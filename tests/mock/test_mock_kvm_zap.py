@@ -161,6 +161,6 @@ def test_zap_option_chooses_the_way_and_guests_see_the_same(name: str) -> None:
         for size in ("128K", "64K") * 10:
             extra.resize(size)
         machine.stop()
-        result = run.wait(20)
+        result = run.wait(60)
     assert (result.spurious_faults, result.exits.get("mmio", 0)) == (0, 0)
     assert strategy.cost.zaps == 20

@@ -48,7 +48,7 @@ def test_python_guest_gets_what_it_reads(machine: accel.Machine) -> None:
     machine.memory.add(MemoryRegion.mmio("hole", 16, read=lambda offset, size: 0xABCD), at=HOLE)
     machine.memory.write(PAGE_SIZE * 2 - 2, b"\1\2\3\4")
     machine.load(PythonGuest(guest))
-    result = machine.run(timeout=30)
+    result = machine.run(timeout=60)
     assert result.outcome is Outcome.HALTED
     assert got == [None, 0x88, 0x7788, 0x55667788, 0x1122334455667788, 0x04030201, None, 0x89, 0x1234, 0xABCD, None]
 
@@ -67,7 +67,7 @@ def test_python_guest_decides_by_what_it_reads(machine: accel.Machine) -> None:
             here = yield Load(here)
 
     machine.load(PythonGuest(guest))
-    machine.run(timeout=30)
+    machine.run(timeout=60)
     assert seen == chain
 
 
@@ -131,9 +131,9 @@ def test_python_guest_that_raises_ends_the_run_with_its_exception(machine: accel
 
     machine.load(PythonGuest(guest))
     with pytest.raises(AssertionError, match="memory is wrong"):
-        machine.run(timeout=30)
+        machine.run(timeout=60)
     machine.load(GuestProgram([Load(0)]))
-    assert machine.run(timeout=30).outcome is Outcome.HALTED
+    assert machine.run(timeout=60).outcome is Outcome.HALTED
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_python_guests_on_two_vcpus_play_by_themselves(machine: accel.Machine) -
                 yield Add(0x1000)
 
         two.load(PythonGuest(guest))
-        two.run(timeout=30)
+        two.run(timeout=60)
         assert two.memory.read(0x1000, 2) == (400).to_bytes(2, "little")
 
 

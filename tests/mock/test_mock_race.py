@@ -48,14 +48,14 @@ class Race:
         self.machine.load(GuestProgram((Out(READY_PORT, 1), *ops)))
         self.run = self.machine.start()
         for _ in range(cpus):
-            assert self._running.acquire(timeout=20)
+            assert self._running.acquire(timeout=60)
 
     def replace(self) -> None:
         self.extra.resize(WINDOW.size if self.extra.size > WINDOW.size else 2 * WINDOW.size)
 
     def result(self) -> RunResult:
         self.machine.stop()
-        return self.run.wait(20)
+        return self.run.wait(60)
 
     def __enter__(self) -> Race:
         return self
@@ -137,7 +137,7 @@ def test_mock_race_unplugged_memory_is_no_spurious_fault() -> None:
         while passes.acquire(blocking=False):
             pass
         for _ in range(2):
-            assert passes.acquire(timeout=20)
+            assert passes.acquire(timeout=60)
         result = race.result()
     assert result.exits["mmio"] > 0
     assert result.spurious_faults == 0

@@ -182,7 +182,7 @@ def test_mock_slots_call_returns_when_running_vcpus_have_the_new_table() -> None
 
     thread = threading.Thread(target=main)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(60)
     try:
         for _ in range(20):
             memslots.delete(0, _slot(0))

@@ -168,7 +168,7 @@ def test_device_that_maps_ram_over_its_neighbour_while_it_is_written_is_written_
             one.machine.memory.add(ram, at=HOLE + 0x1000)
 
     one.machine.memory.add(accel.MemoryRegion.mmio("switch", 0x1000, write=write), at=HOLE)
-    one.machine.run(timeout=20)
+    one.machine.run(timeout=60)
     assert written == [1, 2]
     assert one.vcpu.read_state().rax & 0xFF == 0x77
 
@@ -239,7 +239,7 @@ def test_port_that_is_read_into_a_device_is_read_once_whatever_the_device_does_t
     one.machine.port(0x77, 2)(read)
 
     one.machine.memory.add(accel.MemoryRegion.mmio("device", 0x1000, write=write), at=HOLE)
-    one.machine.run(timeout=20)
+    one.machine.run(timeout=60)
     assert (written, ports) == ([(0, 0x21), (1, 0x22)], [0x77, 0x77, 0x78])
     assert one.vcpu.read_state().rax == 0x23
 

@@ -27,7 +27,7 @@ def change_under(bench, program, *, hold: str = "inhibit", plan: str = "replace"
         extra.resize("128K" if made % 2 == 0 else "64K")
     if not run.done:
         run.stop()
-    return run.wait(timeout=30)
+    return run.wait(timeout=60)
 
 
 @pytest.mark.parametrize("plan", ["least", "replace"])
@@ -123,7 +123,7 @@ def test_step_that_fails_leaves_the_map_as_it_was(bench, monkeypatch):
     with pytest.raises(MemorySlotError, match="0x20000000"):
         one.machine.memory.add(accel.MemoryRegion.ram("more", "64K"), at=0x2000_0000)
     monkeypatch.undo()
-    assert one.machine.run(timeout=20).exit_status == 1
+    assert one.machine.run(timeout=60).exit_status == 1
     one.machine.memory.add(accel.MemoryRegion.ram("more", "64K"), at=0x2000_0000)
 
 

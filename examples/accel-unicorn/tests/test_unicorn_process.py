@@ -19,7 +19,7 @@ SPIN = b"\xeb\xfe"
 
 def in_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=110, check=False
     )
 
 
@@ -99,7 +99,7 @@ def test_interrupt_while_another_vcpu_has_the_turn_leaves_the_line(bench):
     assert len(first.backend._turn.queue) == 0
     one.machine.memory.add(accel.MemoryRegion.ram("more", "4K"), at=0x1000_0000)
     first.kick()
-    other.join(20)
+    other.join(60)
     assert not other.is_alive()
 
 
