@@ -287,7 +287,8 @@ class VcpuBackend(ABC):
     def run(self) -> int:
         """Enter the guest until it comes out; return an `ExitKind`.
 
-        An interrupted call (`kick`) returns ``INTERRUPTED`` and has taken back the kick before it returns.
+        An interrupted call (`kick`) returns ``INTERRUPTED`` and has taken back the kick before it returns. It may
+        return that without a kick too: a signal can come late, or from a debugger.
         The data for a read exit is in `record` or `io_data` when `run` is called again.
 
         Raises:

@@ -79,7 +79,6 @@ class Vm:
     Attributes:
         big_lock: Guards the region trees, the devices and the VM's state.
         blocker: Holds the vCPUs when a memory change needs it.
-        inhibit_timeout: Longest wait for the vCPUs to come out, in seconds.
         memory: The guest-physical address space.
         io: The port space, 2^16 ports.
         transactions: Where edits of both are made; see `transaction`.
@@ -97,12 +96,11 @@ class Vm:
         self.blocker = AccelBlocker(self.big_lock)
         timeout_ms = options.get("inhibit_timeout_ms", 10_000)
         assert isinstance(timeout_ms, int)
-        self.inhibit_timeout = timeout_ms / 1000
         self.transactions = Transactions(
             self.big_lock,
             self.blocker,
             hold=str(options.get("hold", "inhibit")),
-            inhibit_timeout=self.inhibit_timeout,
+            inhibit_timeout=timeout_ms / 1000,
             before_commit=self.drain,
         )
         self.dirty_log = DirtySync(self.transactions)
@@ -180,6 +178,15 @@ class Vm:
             if any(space.name == name for space in self.transactions.spaces):
                 raise UsageError(f"address space '{name}' exists already; choose another name")
             return AddressSpace(name, self.transactions, root)
+
+    @property
+    def inhibit_timeout(self) -> float:
+        """Longest wait for the vCPUs to come out, for a change or a close, in seconds; can be set at any time."""
+        return self.transactions.inhibit_timeout
+
+    @inhibit_timeout.setter
+    def inhibit_timeout(self, seconds: float) -> None:
+        self.transactions.inhibit_timeout = seconds
 
     @property
     def address_spaces(self) -> tuple[AddressSpace, ...]:

@@ -54,11 +54,12 @@ class Transactions:
         big_lock: Held from begin to end of each.
         blocker: Holds the vCPUs.
         hold: ``inhibit``, or ``unsafe`` to hold nobody (but for ``atomic="map"``, and with user-fault handlers).
-        inhibit_timeout: Longest wait for the vCPUs, in seconds.
+        inhibit_timeout: See the attribute.
         before_commit: Called before a change is made, to deliver what the guest did under the map before. Edits
             that it makes become part of the change.
 
     Attributes:
+        inhibit_timeout: Longest wait for the vCPUs, in seconds; whoever changes it does for the next wait.
         commits: Outermost transactions that changed a view.
         unheld: Those of them that held nobody.
         spaces: The address spaces, in order of creation; replaced under the big lock.
@@ -88,7 +89,7 @@ class Transactions:
         self.hold_vcpus: Callable[[float], AbstractContextManager[None]] | None = None
         self._blocker = blocker
         self._hold = hold
-        self._inhibit_timeout = inhibit_timeout
+        self.inhibit_timeout = inhibit_timeout
         self._before_commit = before_commit
         # All of these are guarded by the big lock.
         self._registered: tuple[MemoryListener, ...] = ()
@@ -148,7 +149,7 @@ class Transactions:
 
     def held(self) -> AbstractContextManager[None]:
         """Return a context in which all vCPUs are out of the guest. Needs the big lock; raises InhibitTimeoutError."""
-        return (self.hold_vcpus or self._blocker.inhibit)(self._inhibit_timeout)
+        return (self.hold_vcpus or self._blocker.inhibit)(self.inhibit_timeout)
 
     # what edits need
 
@@ -321,7 +322,7 @@ class Transactions:
             # A vCPU that waits for a page would have the accelerator wait inside the kernel; `accel.memory.user_fault`.
             hold = "changes"
         with self.telling():
-            commit.run(hold, self._inhibit_timeout)
+            commit.run(hold, self.inhibit_timeout)
 
     def _settle(self) -> None:
         self._damage.clear()

@@ -293,6 +293,18 @@ def test_vm_that_cannot_be_closed_yet_is_left_open_and_may_be_closed_later(tiny:
     assert vm.closed
 
 
+def test_vm_inhibit_timeout_that_is_set_later_goes_for_changes_too(vm: Vm, spawn) -> None:
+    vcpu = vm.create_vcpu(0)
+    vcpu.backend.deaf = True
+    thread = spawn(vcpu.run)
+    assert vcpu.backend.inside.wait(PATIENCE)
+    vm.inhibit_timeout = 0.05
+    with pytest.raises(InhibitTimeoutError, match=r"0\.05"), vm.transaction("map"):
+        vm.memory.add(MemoryRegion.ram("ram", 4096), 0)
+    vcpu.backend.kicked.set()
+    assert thread.join() == Interrupted()
+
+
 def test_vm_close_goes_on_whatever_raises(vm: Vm) -> None:
     first, second = vm.create_vcpu(0), vm.create_vcpu(1)
 

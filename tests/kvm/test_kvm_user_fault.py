@@ -117,7 +117,7 @@ def test_change_beside_a_vcpu_that_waits_for_a_page_fails_before_a_slot_is_touch
                 assert "vCPU 0 in run for" in str(error)
                 assert faults.calls == []
                 assert (guest.vm.memory.view, str(guest.vm.memory)) == (view, tree)
-                guest.vm.transactions._inhibit_timeout = PATIENCE
+                guest.vm.inhibit_timeout = PATIENCE
                 resolver.gate.set()
                 change(guest)
             else:
@@ -232,7 +232,7 @@ def test_machine_whose_own_ram_comes_page_by_page_is_changed_and_ends() -> None:
                 machine.memory.add(new(), at=ELSEWHERE)
             except InhibitTimeoutError as error:
                 assert [name for name, _, _ in error.inside] == ["vCPU 0"]
-                machine.vm.transactions._inhibit_timeout = PATIENCE
+                machine.vm.inhibit_timeout = PATIENCE
                 resolver.gate.set()
                 machine.memory.add(new(), at=ELSEWHERE)
             resolver.gate.set()

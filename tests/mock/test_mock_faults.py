@@ -396,7 +396,7 @@ def test_late_vcpu_goes_on_in_the_guest_meanwhile() -> None:
 
 def wait_as_long_as_it_takes(made: accel.Machine) -> None:
     """Wait longer for vCPUs from now on than for the one that never came out."""
-    made.vm.inhibit_timeout = made.vm.transactions._inhibit_timeout = 60
+    made.vm.inhibit_timeout = 60
 
 
 def wait_until_inside(made: accel.Machine) -> None:
