@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 
 Accelctl = Callable[..., subprocess.CompletedProcess[bytes]]
 
-SEABIOS = "/usr/share/seabios/bios.bin"
 WORKLOADS = Path(__file__).parents[2] / "examples" / "workloads"
 
 
@@ -186,20 +184,6 @@ def test_run_options_of_the_accelerator_are_used(accelctl: Accelctl) -> None:
     assert data["memory"]["inhibits"] > 0
     assert done.returncode == 1
     assert [one["name"] for one in data["expectations"] if not one["passed"]] == ["min_spurious_faults"]
-
-
-@pytest.mark.kvm
-@pytest.mark.needs(SEABIOS)
-def test_run_firmware_boots_seabios_with_its_log_on_stdout(accelctl: Accelctl) -> None:
-    command = [sys.executable, "-m", "accel", "run", "--firmware", SEABIOS, "--timeout", "90"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        log = b""
-        while b"No bootable device" not in log and (line := os.read(process.stdout.fileno(), 4096)):
-            log += line
-        process.terminate()
-    assert b"SeaBIOS (version" in log
-    assert b"No bootable device" in log
 
 
 # workload files
