@@ -144,9 +144,7 @@ class Session:
             self.machine.attach(device)
         until = self._workload.run.until
         if until is not None and not any(types[spec.type].console for spec in self._workload.devices):
-            raise UsageError(
-                f"the run lasts until {until!r} is printed, and no device prints; add a debug-console"
-            )
+            raise UsageError(f"the run lasts until {until!r} is printed, and no device prints; add a debug-console")
 
     def _require_line(self) -> TakesInput:
         if self.line is None:
