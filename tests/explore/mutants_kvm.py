@@ -65,13 +65,14 @@ MUTANTS = [
         _STUCK,
         _VCPU,
         """\
+        try:
             self._bytes[_IMMEDIATE_EXIT] = 1
-            if thread_id:
-                kick_thread(thread_id, self._kick_signal)
 """,
         """\
-            if thread_id:
-                kick_thread(thread_id, self._kick_signal)
+        if thread_id:
+            kick_thread(thread_id, self._kick_signal)
+            thread_id = 0
+        try:
             self._bytes[_IMMEDIATE_EXIT] = 1
 """,
     ),
@@ -80,8 +81,8 @@ MUTANTS = [
         "kvm-kick-finish",
         _STUCK,
         _VCPU,
-        "            self._kicked = True\n            self._bytes[_IMMEDIATE_EXIT] = 1\n",
-        "            self._bytes[_IMMEDIATE_EXIT] = 1\n            self._kicked = True\n",
+        "        self._kicked = True\n        try:\n            self._bytes[_IMMEDIATE_EXIT] = 1\n",
+        "        try:\n            self._bytes[_IMMEDIATE_EXIT] = 1\n            self._kicked = True\n",
     ),
     _mutant(
         "finish clears the flag and does not look for a kick",
