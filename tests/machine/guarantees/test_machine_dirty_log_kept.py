@@ -60,18 +60,20 @@ def test_logged_memory_that_goes_under_two_writing_vcpus_loses_no_page(machine, 
                     region.move(LOW)
 
     run = one.start()
-    for _ in range(15):
+    for turn in range(20):
         guest.wait()
         one.vm.dirty_log.collect(region, DirtyClient.VGA)
         before = contents()
-        # Each vCPU may have been about to tell; with the third, one of them has been all round since.
-        guest.wait(3)
+        # With the third, one vCPU has been all round, though both were about to tell. At other times each page was
+        # written seldom or not, so that no other entry stands in for one that is lost.
+        all_round = turn % 4 == 0
+        guest.wait(3 if all_round else 1)
         go()
         one.pause()
         changed = {page for page, data in enumerate(contents()) if data != before[page]}
         come()
         snapshot = one.vm.dirty_log.collect(region, DirtyClient.VGA)
-        assert len(changed) == PAGES
+        assert len(changed) == PAGES or not all_round
         assert all(snapshot.is_dirty(page * PAGE_SIZE) for page in changed)
         one.resume()
     one.stop()
