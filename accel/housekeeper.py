@@ -37,6 +37,10 @@ class Housekeeper:
         self._stop.set()
         self._thread.join()
 
+    def is_current(self) -> bool:
+        """Return whether the caller is this thread."""
+        return threading.current_thread() is self._thread
+
     def _main(self) -> None:
         while not self._stop.wait(PERIOD):
             try:

@@ -275,8 +275,8 @@ class Machine:
         if self._closed:
             return
         if self._run is not None:
-            if self._run.on_vcpu_thread():
-                raise StateError("close on a vCPU's own thread would wait for itself; call stop there")
+            if self._run.in_handler():
+                raise StateError("close in a device's handler would wait for itself; call stop there")
             self._run.stop()
             self._run.settle()  # its error belongs to whoever waits for the run
         self._closed = True

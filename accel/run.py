@@ -86,17 +86,17 @@ class Run:
         self.kick_all()
 
     def pause(self) -> None:
-        """Hold the vCPUs outside of the guest until `resume`; returns once all are.
+        """Hold the vCPUs outside of the guest until `resume`; returns once all are, in a device's handler at once.
 
         Raises:
             InhibitTimeoutError: One did not come out; it is paused as soon as it does.
             StateError: Called inside a transaction, which would wait for ever.
             LockError: With lock validation on, a lock is held; so for `stop` and `wait`.
         """
-        self._refuse_to_wait("pause")
+        waits = self._may_wait("pause")
         self._control.request_pause()
         self.kick_all()
-        if not self.on_vcpu_thread():
+        if waits:
             self._control.wait_parked(STOP_TIMEOUT)
 
     def resume(self) -> None:
@@ -104,15 +104,15 @@ class Run:
         self._control.resume()
 
     def stop(self, outcome: Outcome = Outcome.STOPPED) -> None:
-        """End the run; returns once the vCPUs' threads are done.
+        """End the run; returns once the vCPUs' threads are done, in a device's handler at once.
 
         Raises:
             InhibitTimeoutError: One did not come out.
             StateError: Called inside a transaction, which would wait for ever.
         """
-        self._refuse_to_wait("stop")
+        waits = self._may_wait("stop")
         self.request_stop(outcome)
-        if not self.on_vcpu_thread() and not self._control.wait_done(STOP_TIMEOUT):
+        if waits and not self._control.wait_done(STOP_TIMEOUT):
             raise self._stuck()
 
     @property
@@ -125,9 +125,16 @@ class Run:
         with self._vm.big_lock:
             return tuple(thread.spurious_count for thread in self._threads)
 
-    def on_vcpu_thread(self) -> bool:
-        """Return whether the caller is one of its vCPU threads."""
-        return any(thread.is_current() for thread in self._threads)
+    def in_handler(self) -> bool:
+        """Return whether the caller is on a thread of the run's own, or hands on a write to a device.
+
+        Who waits there for the vCPUs' threads waits for itself, or for those that wait for its locks.
+        """
+        return (
+            any(thread.is_current() for thread in self._threads)
+            or self._housekeeper.is_current()
+            or self._vm.delivering
+        )
 
     def wait(self, timeout: float | None = None) -> RunResult:
         """Wait for the end and return the result; may be called again.
@@ -142,11 +149,10 @@ class Run:
             PluginError: The accelerator raised something else than an AccelError, or returned what it must not.
             MapLostError: A memory change could not be undone.
             InhibitTimeoutError: A vCPU did not come out when it was told to.
-            StateError: Called inside a transaction or on a vCPU thread, which would wait for ever.
+            StateError: Called inside a transaction or by a device's handler, which would wait for ever.
         """
-        self._refuse_to_wait("wait")
-        if self.on_vcpu_thread():
-            raise StateError("wait on a vCPU's own thread would wait for itself; call stop there")
+        if not self._may_wait("wait"):
+            raise StateError("wait in a device's handler would wait for itself; call stop there")
         try:
             if not self._control.wait_ending(timeout):
                 self.stop(Outcome.TIMED_OUT)
@@ -228,12 +234,14 @@ class Run:
         self._control.fail(error)
         self.kick_all()
 
-    def _refuse_to_wait(self, call: str) -> None:
-        """Raise if a vCPU's thread may need what the caller holds; on such a thread nothing waits."""
+    def _may_wait(self, call: str) -> bool:
+        """Return whether the caller can wait for the vCPUs' threads; raise if it could and holds what they need."""
+        if self.in_handler():
+            return False
         if self._vm.transactions.active:
             raise StateError(f"{call} inside a memory transaction would wait for ever; leave the `with` first")
-        if not self.on_vcpu_thread():
-            waiting_for(VCPU_THREAD)
+        waiting_for(VCPU_THREAD)
+        return True
 
     def _stuck(self) -> InhibitTimeoutError:
         inside = [(gate.name, gate.operation, STOP_TIMEOUT) for gate in self._vm.blocker.gates if gate.busy]

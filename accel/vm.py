@@ -242,6 +242,11 @@ class Vm:
             finally:
                 self._draining = False
 
+    @property
+    def delivering(self) -> bool:
+        """Whether the calling thread is delivering coalesced writes: it is in a device's handler."""
+        return self._draining and self.big_lock.held()
+
     def _deliver(self, space: AddressSpace, address: int, size: int, data: bytes) -> None:
         self.coalesced_writes += len(data) // size
         try:

@@ -13,6 +13,8 @@ import pytest
 
 import accel
 from accel.errors import ClosedError, DeviceError, LockError, StateError, UsageError
+from accel.locks import DEVICE_LOCK, Lock
+from accel.program import GuestProgram, Loop, Out
 from accel.result import Outcome
 
 pytestmark = pytest.mark.kvm
@@ -194,8 +196,62 @@ def test_close_in_a_device_handler_is_refused(bench):
 
     region = accel.MemoryRegion.mmio("closer", 8, write=lambda offset, value, size: one.machine.close())
     one.machine.io.add(region, at=0x3F8, priority=1)
-    with pytest.raises(DeviceError, match="close on a vCPU's own thread"):
+    with pytest.raises(DeviceError, match="close in a device's handler would wait for itself"):
         one.machine.run(timeout=60)
+
+
+#: in al, 0x81; the first vCPU goes on with out 0x80, the other with out 0xe9; both spin then.
+_APART = bytes.fromhex("e481 84c0 7404 e680 ebfe e6e9 ebfe")
+
+
+def test_stop_in_a_coalesced_handler_returns_at_once_though_a_vcpu_is_in_a_device(bench):
+    """The housekeeper calls such handlers under the big lock, which the vCPUs' threads may need to come to an end."""
+    one = bench(_APART, cpus=2).machine
+    inside, stopped = threading.Event(), threading.Event()
+    numbers = iter((1, 0))
+
+    def which(offset, size):
+        number = next(numbers)
+        assert number or inside.wait(60)
+        return number
+
+    def slow(offset, value, size):
+        inside.set()
+        assert stopped.wait(60)
+
+    def stop(offset, value, size):
+        one.stop()
+        one.pause()
+        with pytest.raises(StateError, match="wait in a device's handler"):
+            one.wait()
+        with pytest.raises(StateError, match="close in a device's handler"):
+            one.close()
+        stopped.set()
+
+    one.io.add(accel.MemoryRegion.mmio("which", 1, read=which, lock=Lock(DEVICE_LOCK)), at=0x81)
+    one.io.add(accel.MemoryRegion.mmio("slow", 1, write=slow, lock=Lock(DEVICE_LOCK)), at=0x80)
+    one.io.add(accel.MemoryRegion.mmio("stop", 1, write=stop, coalesced=True), at=0xE9, priority=1)
+    assert one.run(timeout=60).outcome is Outcome.STOPPED
+
+
+def test_stop_in_a_coalesced_handler_that_a_change_calls_returns_at_once(bench):
+    """What the guest did under the map before is delivered first, by whoever makes the change."""
+    one = bench(GuestProgram((Out(0xE9, 7), Loop(())))).machine
+    handled = []
+
+    def stop(offset, value, size):
+        one.stop()
+        handled.append(value)
+
+    one.io.add(accel.MemoryRegion.mmio("stop", 1, write=stop, coalesced=True), at=0xE9, priority=1)
+    ring = one.vm.backend.ring
+    with one.vm.big_lock:  # keeps the housekeeper from delivering it
+        run = one.start()
+        while ring.indices[0] == ring.indices[1]:
+            assert not run.done
+        one.memory.add(accel.MemoryRegion.ram("extra", "1M"), at=0x1000_0000)
+        assert handled == [7]
+    assert run.wait(timeout=60).outcome is Outcome.STOPPED
 
 
 @pytest.mark.parametrize(
