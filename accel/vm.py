@@ -223,14 +223,19 @@ class Vm:
     def drain(self) -> None:
         """Deliver the coalesced writes that wait, in order; takes the big lock if there are any.
 
+        Does nothing if the VM is closed, or being closed by another thread.
+
         Raises:
             DeviceError: A handler raised.
         """
         ring = self.backend.ring
-        if ring is None or ring.indices[0] == ring.indices[1]:
-            return
+        try:
+            if ring is None or ring.indices[0] == ring.indices[1]:
+                return
+        except ValueError:
+            return  # closed since: the ring is unmapped
         with self.big_lock:
-            if self._draining:
+            if self._draining or self.closed:
                 # A handler edits memory while it is served from here; the rest follows when it returns.
                 return
             with self._ring_lock:

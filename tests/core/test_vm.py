@@ -344,6 +344,31 @@ def test_vm_drain_delivers_what_is_queued_before_a_change(vm: Vm) -> None:
     assert vm.memory.unassigned == 1
 
 
+@pytest.mark.parametrize("closed_first", [False, True])
+def test_vm_drain_while_another_thread_closes_it_does_nothing(vm: Vm, closed_first: bool) -> None:
+    """The other thread comes in between the looks at the ring, or between the last of them and the lock."""
+
+    class Ring(TinyRing):
+        @property
+        def indices(self):
+            words = memoryview(array("I", (0, 1)))
+            vm.close()
+            if closed_first:
+                words.release()
+            return words
+
+        @indices.setter
+        def indices(self, words: memoryview) -> None:
+            pass
+
+        def pop(self):
+            raise ValueError("operation forbidden on released memoryview object")
+
+    vm.backend.ring = Ring()
+    vm.drain()
+    assert vm.closed
+
+
 def test_vm_drain_inside_a_handler_of_a_drain_is_left_to_the_outer(vm: Vm) -> None:
     seen = []
 
