@@ -33,9 +33,10 @@ class Housekeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop it and wait until it has ended."""
+        """Stop it and wait until it has ended; nothing happens if the host could not start it."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def is_current(self) -> bool:
         """Return whether the caller is this thread."""

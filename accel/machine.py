@@ -220,7 +220,7 @@ class Machine:
         """Start the vCPUs; returns at once.
 
         Raises:
-            StateError: They run already, or this is inside a transaction.
+            StateError: They run already, or this is inside a transaction or a device's handler.
         """
         self._check_open()
         if self.vm.transactions.active:
@@ -228,6 +228,8 @@ class Machine:
         if self._run is not None and not self._run.done:
             raise StateError("the machine runs already; stop it first")
         if self._run is not None:
+            if self._run.in_handler():
+                raise StateError("start in a device's handler would wait for itself; start again once `wait` returns")
             self._run.settle()  # what it came to was told, or nobody asked
         self._run = Run(self.vm, self._opened.accelerator, self._devices.flush)
         self._run.start()
@@ -268,7 +270,7 @@ class Machine:
 
         Raises:
             InhibitTimeoutError: A vCPU did not come out; nothing is released under it, and close may be retried.
-            StateError: Called inside a transaction or by a device handler.
+            StateError: Called inside a transaction, or by a device's handler or output.
             PluginError: A plugin failed when it was told, or the accelerator did; everything else is released, and all
                 plugins were told.
         """

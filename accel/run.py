@@ -44,6 +44,8 @@ class Run:
         self._housekeeper = Housekeeper(self._tick, self._fail)
         self._finish_lock = threading.Lock()
         self._finished: RunResult | BaseException | None = None
+        # The thread that delivers what is left of a run that has ended; 0 while none does.
+        self._settler = 0
         self._started = time.perf_counter()
         self._coalesced_before = vm.coalesced_writes
         self._unassigned_before = vm.memory.unassigned + vm.io.unassigned
@@ -126,7 +128,7 @@ class Run:
             return tuple(thread.spurious_count for thread in self._threads)
 
     def in_handler(self) -> bool:
-        """Return whether the caller is on a thread of the run's own, or hands on a write to a device.
+        """Return whether the caller is on a thread of the run's own, or hands on a write to a device, or its output.
 
         Who waits there for the vCPUs' threads waits for itself, or for those that wait for its locks.
         """
@@ -134,6 +136,7 @@ class Run:
             any(thread.is_current() for thread in self._threads)
             or self._housekeeper.is_current()
             or self._vm.delivering
+            or self._settler == threading.get_ident()
         )
 
     def wait(self, timeout: float | None = None) -> RunResult:
@@ -149,7 +152,7 @@ class Run:
             PluginError: The accelerator raised something else than an AccelError, or returned what it must not.
             MapLostError: A memory change could not be undone.
             InhibitTimeoutError: A vCPU did not come out when it was told to.
-            StateError: Called inside a transaction or by a device's handler, which would wait for ever.
+            StateError: Called inside a transaction, or by a device's handler or output, which would wait for ever.
         """
         if not self._may_wait("wait"):
             raise StateError("wait in a device's handler would wait for itself; call stop there")
@@ -181,7 +184,11 @@ class Run:
                 for thread in self._threads:
                     thread.join()
                 self._housekeeper.stop()
-                self._hand_on_the_rest()
+                self._settler = threading.get_ident()
+                try:
+                    self._hand_on_the_rest()
+                finally:
+                    self._settler = 0
                 self._finished = self._outcome(ended)
             return self._finished
 

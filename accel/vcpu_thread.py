@@ -70,8 +70,9 @@ class VcpuThread:
         self._bound.wait()
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
-        self._thread.join()
+        """Wait until the thread has ended; returns at once if the host could not start it."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def is_current(self) -> bool:
         """Return whether the caller is this thread."""
