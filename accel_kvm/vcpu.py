@@ -26,6 +26,8 @@ _PAGE = mmap.PAGESIZE
 #: On x86 the data of port accesses is the second page that a vCPU shares (KVM_PIO_PAGE_OFFSET).
 _IO_DATA_OFFSET = _PAGE
 _REASON_WORD = abi.KvmRun.exit_reason.offset // 4
+_CR8_WORD = abi.KvmRun.cr8.offset // 4
+_MOST_CR8 = 15
 _IMMEDIATE_EXIT = abi.KvmRun.immediate_exit.offset
 _UNION = abi.KvmRun.exit_union.offset
 # KVM_RUN's own function object, without argtypes: converting three arguments to declared types takes longer than an
@@ -126,7 +128,14 @@ class KvmVcpu(VcpuBackend):
         return state_from(regs, sregs)
 
     def write_state(self, state: X86State) -> None:
-        """Set all registers (KVM_SET_SREGS, KVM_SET_REGS); what is left of the last exit's access is dropped."""
+        """Set all registers (KVM_SET_SREGS, KVM_SET_REGS); what is left of the last exit's access is dropped.
+
+        Raises:
+            BackendError: KVM refuses the values; the registers are as they were.
+        """
+        if not 0 <= state.cr8 <= _MOST_CR8:
+            # KVM_SET_SREGS passes over it, and every KVM_RUN from then on would fail.
+            raise_errno("KVM_SET_SREGS", errno.EINVAL, f"cr8 {state.cr8:#x}; must be 0 to {_MOST_CR8}")
         # Else KVM would complete it over the new registers when it next enters.
         while self.finish() != _INTERRUPTED:
             pass
@@ -135,6 +144,8 @@ class KvmVcpu(VcpuBackend):
         fill_special_registers(sregs, state)
         ioctl(self.fd, abi.KVM_SET_SREGS, sregs, "KVM_SET_SREGS")
         ioctl(self.fd, abi.KVM_SET_REGS, general_registers(state), "KVM_SET_REGS")
+        # Without interrupt controllers KVM_RUN takes CR8 from the page, where each exit leaves the guest's.
+        self._words[_CR8_WORD] = state.cr8
 
     def set_cpuid(self, cpuid: ctypes.Structure) -> None:
         """Set what the guest's CPUID instruction says (KVM_SET_CPUID2)."""

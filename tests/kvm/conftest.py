@@ -196,8 +196,8 @@ def open_vm() -> Iterator[Callable[..., accel.Vm]]:
 def boot(open_vm: Callable[..., accel.Vm]) -> Callable[..., Guest]:
     """Make guests that execute `code`, in hex: `boot("f4", mode="long64", plan="replace")`."""
 
-    def make(code: str, *, mode: str = "protected32", **options: object) -> Guest:
-        vm = open_vm(**options)
+    def make(code: str, *, mode: str = "protected32", irqchip: bool = False, **options: object) -> Guest:
+        vm = open_vm(irqchip=irqchip, **options)
         ram = accel.MemoryRegion.ram("ram", "1M")
         vm.memory.add(ram, at=0)
         plan = plan_boot(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import accel
 from accel import Debug, Halt, InternalError, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, OtherExit, Shutdown
-from accel.errors import StateError, UsageError
+from accel.errors import BackendError, StateError, UsageError
 from accel_kvm import abi
 from accel_kvm.ioctl import ioctl
 
@@ -261,6 +261,23 @@ def test_vcpu_state_of_each_boot_mode_reads_back_as_written(boot, mode) -> None:
     assert attrs.evolve(state, apic_base=None) == guest.start
     guest.vcpu.write_state(state)
     assert guest.vcpu.read_state() == state
+    assert guest.vcpu.run() == Halt()
+
+
+@pytest.mark.parametrize("irqchip", [False, True])
+def test_vcpu_task_priority_is_what_was_written_to_cr8(boot, irqchip) -> None:
+    guest = boot("440f20c0 e660 f4", mode="long64", irqchip=irqchip)  # mov %cr8, %rax; out %al, $0x60; hlt
+    for written in (5, 15, 0):
+        guest.vcpu.write_state(attrs.evolve(guest.start, cr8=written))
+        assert guest.vcpu.read_state().cr8 == written
+        assert guest.vcpu.run() == IoOut(0x60, 1, 1, bytes([written]))
+
+
+def test_vcpu_refuses_a_task_priority_that_there_is_not_and_runs_on(boot) -> None:
+    guest = boot("f4", mode="long64")
+    with pytest.raises(BackendError, match="cr8 0x10; must be 0 to 15"):
+        guest.vcpu.write_state(attrs.evolve(guest.start, rip=0x9000, cr8=16))
+    assert guest.vcpu.read_state().rip == guest.start.rip
     assert guest.vcpu.run() == Halt()
 
 
