@@ -22,6 +22,7 @@ import gc
 import mmap
 import os
 import sys
+import threading
 import weakref
 from typing import Protocol
 
@@ -81,8 +82,8 @@ class RamBlock:
         address: Host-virtual address of the first byte, aligned to `page_size`.
         fd: The memfd or file, or -1. It is the block's own: to keep it longer, duplicate it.
         page_size: The pages that it is made of: the host's, or explicit huge pages.
-        pins: How often `retain` was called more than `release`. Guarded by the big lock of the VM that maps it.
-        user_faults: Who puts pages there when they are first touched, or None; `accel.memory.user_fault` sets it.
+        pins: How often `retain` was called more than `release`.
+        user_faults: Who puts pages there when they are first touched, or None; see `serve`.
 
     Raises:
         AddressError: A size or the name is malformed, or the host lacks what is asked for. No fd and no mapping
@@ -100,6 +101,8 @@ class RamBlock:
         self.fd = -1
         self.pins = 0
         self.user_faults: UserFaultHandler | None = None
+        # Makes one step of what must not meet an unmapping half way: a pin, a handler, a discard, and `close` itself.
+        self._life = threading.Lock()
         self._map: mmap.mmap | None = None
         self._last: weakref.ref[mmap.mmap] | None = None
         limit = size if max_size is None else max_size
@@ -135,7 +138,8 @@ class RamBlock:
         return f"<RamBlock {self.name} {format_size(self.size)} of {format_size(self.max_size)}>"
 
     def __del__(self) -> None:
-        self._close_fd()
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
 
     # making the mapping
 
@@ -222,12 +226,14 @@ class RamBlock:
 
     def span(self, offset: int, size: int) -> memoryview:
         """Return a part of `view`, which the caller has checked to be inside. Raises as `view` does."""
-        if self.user_faults is not None:
-            self.user_faults.ensure(offset, size)
         try:
-            return self._export[offset : offset + size]
+            span = self._export[offset : offset + size]
         except ValueError as error:
             raise self._closed() from error
+        # Only now: a handler that comes before this line counts the span and is refused, one before that is asked.
+        if self.user_faults is not None:
+            self.user_faults.ensure(offset, size)
+        return span
 
     def exports(self) -> int:
         """Return how many memoryviews there are of it or of parts of it, but for its own."""
@@ -254,10 +260,6 @@ class RamBlock:
             StateError: It has a user-fault handler.
             ClosedError: It is closed.
         """
-        if self._map is None:
-            raise self._closed()
-        if self.user_faults is not None:
-            raise StateError(f"RAM '{self.name}': a user-fault handler serves its pages; close that first")
         if offset % self.page_size or size % self.page_size:
             raise AddressError(
                 f"RAM '{self.name}': offset {offset:#x}, size {size:#x} are not of whole pages of "
@@ -271,12 +273,14 @@ class RamBlock:
         if backing.kind == "file" and not backing.writes_file:
             problem = "is read-only" if backing.readonly else "is private, so the file's own bytes would show again"
             raise UsageError(f"RAM '{self.name}': its file '{backing.path}' {problem}; write zeros instead")
-        try:
-            self._map.madvise(mmap.MADV_REMOVE if backing.shared else mmap.MADV_DONTNEED, offset, size)
-        except OSError as error:
-            raise UsageError(
-                f"RAM '{self.name}': this host cannot give back parts of it ({error}); write zeros instead"
-            ) from error
+        with self._life:
+            mapping = self._check_free()
+            try:
+                mapping.madvise(mmap.MADV_REMOVE if backing.shared else mmap.MADV_DONTNEED, offset, size)
+            except OSError as error:
+                raise UsageError(
+                    f"RAM '{self.name}': this host cannot give back parts of it ({error}); write zeros instead"
+                ) from error
 
     def resident_bytes(self) -> int:
         """Return how many bytes have a page in host memory now; a page of zeros that was only read counts, too.
@@ -296,24 +300,37 @@ class RamBlock:
     # lifetime
 
     def retain(self) -> None:
-        """Count one more place where an accelerator maps the block's address; needs the VM's big lock.
+        """Count one more place where an accelerator maps the block's address.
 
         Raises:
             ClosedError: It is closed.
         """
-        if self._map is None:
-            raise self._closed()
-        self.pins += 1
+        with self._life:
+            if self._map is None:
+                raise self._closed()
+            self.pins += 1
 
     def release(self) -> None:
-        """Take back one `retain`; needs the VM's big lock.
+        """Take back one `retain`.
 
         Raises:
             StateError: There is none to take back.
         """
-        if self.pins == 0:
-            raise StateError(f"RAM '{self.name}' is released more often than it was retained")
-        self.pins -= 1
+        with self._life:
+            if self.pins == 0:
+                raise StateError(f"RAM '{self.name}' is released more often than it was retained")
+            self.pins -= 1
+
+    def serve(self, handler: UserFaultHandler) -> None:
+        """Have `handler` asked before anybody gets a memoryview, and the block stay open, until it is None again.
+
+        Raises:
+            ClosedError: It is closed.
+            StateError: It has one.
+        """
+        with self._life:
+            self._check_free()
+            self.user_faults = handler
 
     def close(self) -> None:
         """Unmap it, as soon as no memoryview is left; may be called twice.
@@ -321,16 +338,20 @@ class RamBlock:
         Raises:
             StateError: An accelerator maps it, or it has a user-fault handler; nothing has changed.
         """
-        if self.user_faults is not None:
-            raise StateError(f"RAM '{self.name}': a user-fault handler serves its pages; close that first")
-        if self.pins:
-            raise StateError(
-                f"RAM '{self.name}' is mapped {self.pins} times; take its regions out of the VM's map, or close the VM"
-            )
-        self._close_fd()
-        if self._map is not None:
-            self._map = None
-            self._export.release()
+        with self._life:
+            self._check_unserved()
+            if self.pins:
+                raise StateError(
+                    f"RAM '{self.name}' is mapped {self.pins} times; take its regions out of the VM's map, or close "
+                    "the VM"
+                )
+            # From here on nobody can retain it any more.
+            was_open, self._map = self._map is not None, None
+            if was_open:
+                self._export.release()
+            fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
         last = None if self._last is None else self._last()
         if last is not None:
             try:
@@ -339,10 +360,16 @@ class RamBlock:
                 # A memoryview is still about; the mapping goes with the last one.
                 pass
 
+    def _check_free(self) -> mmap.mmap:
+        """Return the mapping of a block that is open and has no handler; needs `_life`."""
+        if self._map is None:
+            raise self._closed()
+        self._check_unserved()
+        return self._map
+
+    def _check_unserved(self) -> None:
+        if self.user_faults is not None:
+            raise StateError(f"RAM '{self.name}': a user-fault handler serves its pages; close that first")
+
     def _closed(self) -> ClosedError:
         return ClosedError(f"the host memory of '{self.name}' is released")
-
-    def _close_fd(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            os.close(self.fd)
-            self.fd = -1

@@ -199,7 +199,7 @@ def _part(block: RamBlock, offset: int, size: int | str | None) -> AddressRange:
 
 def _mark(block: RamBlock, handler: UserFaults) -> None:
     with _Handled.lock:
-        block.user_faults = handler
+        block.serve(handler)
         _Handled.blocks |= {block}
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from accel.errors import AddressError, ClosedError, StateError, UsageError
 from accel.memory.backing import ADVICE, Backing
 from accel.memory.ram_block import RamBlock
+from accel.memory.region import MemoryRegion
 
 PAGE = mmap.PAGESIZE
 #: More than any host has of address space, and less than a C long holds.
@@ -162,6 +163,36 @@ def test_ram_block_that_is_mapped_by_an_accelerator_is_not_closed() -> None:
     assert block.fd == -1
 
 
+@pytest.mark.parametrize("first", ["close", "retain"])
+def test_ram_block_closed_while_another_thread_maps_it_is_unmapped_or_mapped_and_never_both(
+    first: str, stage, spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host address under a slot would be the address of nothing, or of something else."""
+    region = MemoryRegion.ram("r", PAGE, backing=Backing.memfd())
+    fd, close = region.block.fd, os.close
+
+    def closing(number: int) -> None:
+        """Let another thread map it in the middle of `RamBlock.close`."""
+        if number == fd:
+            with pytest.raises(ClosedError, match="host memory of 'r' is released"):
+                spawn(lambda: stage.memory.add(region, 0)).join()
+        close(number)
+
+    def mapping(number: int) -> None:
+        """Let another thread close it in the middle of the commit that maps it."""
+        with pytest.raises(StateError, match="'r' is mapped 1 times"):
+            spawn(region.release).join()
+
+    if first == "close":
+        monkeypatch.setattr(os, "close", closing)
+        region.release()
+    else:
+        stage.slots.before_call = mapping
+        stage.memory.add(region, 0)
+    assert (region.block.pins, len(stage.slots.slots)) == ((0, 0) if first == "close" else (1, 1))
+    stage.check()
+
+
 def test_ram_block_release_without_retain_is_refused() -> None:
     block = RamBlock("r", PAGE)
     with pytest.raises(StateError, match="RAM 'r' is released more often than it was retained"):
@@ -180,6 +211,7 @@ def test_ram_block_release_without_retain_is_refused() -> None:
         lambda block: block.retain(),
         lambda block: block.discard(0, PAGE),
         lambda block: block.resident_bytes(),
+        lambda block: block.serve(NotImplemented),
     ],
 )
 def test_ram_block_used_after_close_says_so(backing: Backing, use: Callable[[RamBlock], object]) -> None:

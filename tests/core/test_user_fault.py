@@ -265,6 +265,46 @@ def test_user_faults_memory_that_somebody_views_is_refused() -> None:
     assert leftovers() == before
 
 
+def test_user_faults_memory_that_somebody_takes_a_view_of_just_now_is_refused_or_has_its_pages(
+    spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that is made in the middle of `RamBlock.span` counts the memoryview, or is asked for its pages."""
+    region, made = ram(), []
+
+    class Slot:
+        """Makes the handler on another thread just after this one asked for the first time whether there is one."""
+
+        def __get__(self, block: RamBlock, kind: object) -> object:
+            handler = block.__dict__["user_faults"]
+            if not made and threading.current_thread() is threading.main_thread():
+                made.append(None)
+                made[0] = spawn(lambda: accel.UserFaults(region, filled))
+                made[0]._thread.join(PATIENCE)
+            return handler
+
+        def __set__(self, block: RamBlock, handler: object) -> None:
+            block.__dict__["user_faults"] = handler
+
+    monkeypatch.setattr(RamBlock, "user_faults", Slot(), raising=False)
+    view = region.view()
+    missing = userfaultfd.missing_pages(region.block.address, len(view), PAGE_SIZE)
+    assert isinstance(made[0].error, StateError) or not missing
+    del view
+    if made[0].error is None:
+        made[0].result.close()
+
+
+def test_user_faults_of_released_memory_are_refused() -> None:
+    """What is at its address now may be anybody's."""
+    region = ram()
+    region.release()
+    before = leftovers()
+    with pytest.raises(ClosedError, match="the host memory of 'ram' is released"):
+        accel.UserFaults(region, filled)
+    assert leftovers() == before
+    assert not handled_blocks()
+
+
 # what is refused
 
 
