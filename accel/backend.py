@@ -320,7 +320,10 @@ class VcpuBackend(ABC):
         raise CapabilityError("this accelerator has no x86 registers")
 
     def write_state(self, state: X86State) -> None:
-        """Set registers and mode. Raises CapabilityError if it does not execute x86."""
+        """Set registers and mode. Raises CapabilityError if it does not execute x86.
+
+        A vCPU that sleeps in a halt goes on from there at the next `run`; one that waits for INIT and SIPI waits on.
+        """
         raise CapabilityError("this accelerator has no x86 registers")
 
     def load_program(self, program: GuestProgram) -> None:

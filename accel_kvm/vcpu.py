@@ -130,6 +130,8 @@ class KvmVcpu(VcpuBackend):
     def write_state(self, state: X86State) -> None:
         """Set all registers (KVM_SET_SREGS, KVM_SET_REGS); what is left of the last exit's access is dropped.
 
+        A vCPU that halted goes on from them. One that waits for INIT and SIPI goes on waiting.
+
         Raises:
             BackendError: KVM refuses the values; the registers are as they were.
         """
@@ -146,6 +148,12 @@ class KvmVcpu(VcpuBackend):
         ioctl(self.fd, abi.KVM_SET_REGS, general_registers(state), "KVM_SET_REGS")
         # Without interrupt controllers KVM_RUN takes CR8 from the page, where each exit leaves the guest's.
         self._words[_CR8_WORD] = state.cr8
+        # With interrupt controllers a halt lasts until an interrupt, whatever the registers are.
+        activity = abi.KvmMpState()
+        ioctl(self.fd, abi.KVM_GET_MP_STATE, activity, "KVM_GET_MP_STATE")
+        if activity.mp_state == abi.KVM_MP_STATE_HALTED:
+            activity.mp_state = abi.KVM_MP_STATE_RUNNABLE
+            ioctl(self.fd, abi.KVM_SET_MP_STATE, activity, "KVM_SET_MP_STATE")
 
     def set_cpuid(self, cpuid: ctypes.Structure) -> None:
         """Set what the guest's CPUID instruction says (KVM_SET_CPUID2)."""

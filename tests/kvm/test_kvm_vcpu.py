@@ -281,6 +281,32 @@ def test_vcpu_refuses_a_task_priority_that_there_is_not_and_runs_on(boot) -> Non
     assert guest.vcpu.run() == Halt()
 
 
+def activity(vcpu: accel.Vcpu) -> int:
+    """Whether it runs, halts or waits: a KVM_MP_STATE_*."""
+    state = abi.KvmMpState()
+    ioctl(vcpu.backend.fd, abi.KVM_GET_MP_STATE, state, "KVM_GET_MP_STATE")
+    return state.mp_state
+
+
+def test_vcpu_halted_by_interrupt_controllers_goes_on_where_state_is_written(boot) -> None:
+    guest = boot("e660 f4", irqchip=True)  # out %al, $0x60; hlt
+    # What it is in after the hlt. To get there it would have to be kicked while it sleeps, not before.
+    halted = abi.KvmMpState(abi.KVM_MP_STATE_HALTED)
+    ioctl(guest.vcpu.backend.fd, abi.KVM_SET_MP_STATE, halted, "KVM_SET_MP_STATE")
+    guest.restart()
+    assert activity(guest.vcpu) == abi.KVM_MP_STATE_RUNNABLE
+    assert isinstance(guest.vcpu.run(), IoOut)
+
+
+def test_vcpu_that_waits_for_init_waits_on_where_state_is_written(boot) -> None:
+    guest = boot("f4", irqchip=True)
+    second = guest.vm.create_vcpu(1)
+    second.write_state(guest.start)
+    assert activity(second) == abi.KVM_MP_STATE_UNINITIALIZED
+    second.kick()
+    assert second.run() == Interrupted()
+
+
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)), "rip", "cr2")
 CARRY_ZERO_SIGN_DIRECTION_OVERFLOW = (0x001, 0x040, 0x080, 0x400, 0x800)
 
