@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -57,6 +58,8 @@ class Machine:
     ) -> None:
         self._opened = opened
         self._irqchip = irqchip
+        # Guards both; a leaf. Whoever waits for a run looks again under it at whether that is still the last one.
+        self._life = threading.Lock()
         self._run: Run | None = None
         self._closed = False
         self._plugins = MachinePlugins(self)
@@ -225,15 +228,20 @@ class Machine:
         self._check_open()
         if self.vm.transactions.active:
             raise StateError("start inside a memory transaction could wait for ever; leave the `with` first")
-        if self._run is not None and not self._run.done:
-            raise StateError("the machine runs already; stop it first")
-        if self._run is not None:
-            if self._run.in_handler():
+        last = self._run
+        if last is not None:
+            if not last.done:
+                raise StateError("the machine runs already; stop it first")
+            if last.in_handler():
                 raise StateError("start in a device's handler would wait for itself; start again once `wait` returns")
-            self._run.settle()  # what it came to was told, or nobody asked
-        self._run = Run(self.vm, self._opened.accelerator, self._devices.flush)
-        self._run.start()
-        return self._run
+            last.settle()  # what it came to was told, or nobody asked
+        with self._life:
+            self._check_open()
+            if self._run is not last:
+                raise StateError("the machine runs already, since another thread has started it; stop it first")
+            run = self._run = Run(self.vm, self._opened.accelerator, self._devices.flush)
+        run.start()
+        return run
 
     def run(self, timeout: float | None = None) -> RunResult:
         """Start and wait; see `Run.wait`."""
@@ -266,27 +274,29 @@ class Machine:
         return self._run.wait(timeout)
 
     def close(self) -> None:
-        """Stop, and release everything; may be called twice.
+        """Stop, and release everything; may be called twice, and by several threads, of which one does it.
 
         Raises:
-            InhibitTimeoutError: A vCPU did not come out; nothing is released under it, and close may be retried.
+            InhibitTimeoutError: A vCPU did not come out; the VM and its RAM stay under it, and close may be retried.
             StateError: Called inside a transaction, or by a device's handler or output.
             PluginError: A plugin failed when it was told, or the accelerator did; everything else is released, and all
                 plugins were told.
         """
-        if self._closed:
-            return
-        if self._run is not None:
-            if self._run.in_handler():
-                raise StateError("close in a device's handler would wait for itself; call stop there")
-            self._run.stop()
-            self._run.settle()  # its error belongs to whoever waits for the run
-        self._closed = True
-        with ExitStack() as stack:  # all of it happens, whatever raises
-            stack.callback(self._plugins.closed)
-            stack.callback(self.ram.release)
-            stack.callback(self._close_vm)
-            stack.callback(self._devices.close)
+        while not self._closed:
+            last = self._run
+            if last is not None:
+                if last.in_handler():
+                    raise StateError("close in a device's handler would wait for itself; call stop there")
+                last.stop()
+                last.settle()  # its error belongs to whoever waits for the run
+            with self._life:
+                if self._closed or self._run is not last:
+                    continue  # another thread was faster: it closes the machine, or has started it again
+                self._closed = True
+            with ExitStack() as stack:  # all of it happens, whatever raises
+                stack.callback(self._let_go)
+                stack.callback(self._close_vm)
+                stack.callback(self._devices.close)
 
     def __enter__(self) -> Self:
         return self
@@ -314,6 +324,15 @@ class Machine:
     def _close_vm(self) -> None:
         with accelerator_blamed(self._opened.accelerator):
             self._opened.close()
+
+    def _let_go(self) -> None:
+        """Release what goes after the VM; where that could not be closed, let close be retried."""
+        if not self.vm.closed:
+            self._closed = False
+            return
+        with ExitStack() as stack:
+            stack.callback(self._plugins.closed)
+            stack.callback(self.ram.release)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -31,6 +31,8 @@ class MachineDevices:
         self._host = host
         # The address spaces of devices; replaced in transactions.
         self._spaces: tuple[AddressSpace, ...] = ()
+        # How many of the devices were closed, the first ones.
+        self._closed = 0
 
     def attach(self, device: Device) -> None:
         """Add a device with all its regions and address spaces, or nothing.
@@ -78,12 +80,16 @@ class MachineDevices:
                 raise DeviceError(device.name, "handing on its output", None, None, error) from error
 
     def close(self) -> None:
-        """Close all devices, the latest first, and then their spaces; all of it happens, whatever raises."""
+        """Close all devices, the latest first, and then their spaces; all of it happens, whatever raises.
+
+        Called again, it closes what it did not before.
+        """
         with ExitStack() as stack:
             for space in self._spaces:
                 stack.callback(space.close)
-            for device in self.attached:
+            for device in self.attached[self._closed :]:
                 stack.callback(device.close)
+            self._closed = len(self.attached)
 
     def _set(self, attached: tuple[Device, ...], spaces: tuple[AddressSpace, ...]) -> None:
         self.attached = attached
