@@ -16,7 +16,7 @@ from attrs import field, frozen
 from accel.address import AddressRange
 from accel.errors import BackendError
 from accel_kvm import abi
-from accel_kvm.ioctl import ioctl
+from accel_kvm.ioctl import ioctl, map_shared
 
 _HEADER = 8
 _ENTRY = struct.Struct("<QII8s")
@@ -31,10 +31,13 @@ class KvmCoalescedRing:
     Args:
         vcpu_fd: Any vCPU of the VM; the mapping is the ring's own and outlives it.
         page_number: Where the ring lies in what a vCPU shares (KVM_CAP_COALESCED_MMIO).
+
+    Raises:
+        BackendError: It could not be mapped.
     """
 
     def __init__(self, vcpu_fd: int, page_number: int) -> None:
-        self._map = mmap.mmap(vcpu_fd, mmap.PAGESIZE, offset=page_number * mmap.PAGESIZE)
+        self._map = map_shared(vcpu_fd, mmap.PAGESIZE, page_number, "mmap of the coalesced ring")
         self._page = memoryview(self._map)
         self.indices = self._page[:_HEADER].cast("I")
 

@@ -22,7 +22,7 @@ from ctypes import sizeof
 
 from accel.errors import BackendError, CapabilityError, OptionError
 from accel_kvm import abi
-from accel_kvm.ioctl import ioctl
+from accel_kvm.ioctl import ioctl, map_shared
 from accel_kvm.system import extension
 
 _ENTRY = sizeof(abi.KvmDirtyGfn)
@@ -54,11 +54,11 @@ class KvmDirtyRing:
         lost: Whether entries were written over before they were taken.
 
     Raises:
-        OSError: It could not be mapped.
+        BackendError: It could not be mapped.
     """
 
     def __init__(self, vcpu_fd: int, size: int) -> None:
-        self._map = mmap.mmap(vcpu_fd, size * _ENTRY, offset=abi.KVM_DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
+        self._map = map_shared(vcpu_fd, size * _ENTRY, abi.KVM_DIRTY_LOG_PAGE_OFFSET, "mmap of a dirty ring")
         self._bytes = memoryview(self._map)
         # The same entries by halves of 32 bits, for the flags, and of 64 bits.
         self._flags = self._bytes.cast("I")
@@ -124,10 +124,7 @@ class KvmDirtyRings:
 
     def add(self, vcpu_fd: int) -> None:
         """Map the ring of a new vCPU. Raises BackendError."""
-        try:
-            self._rings[vcpu_fd] = KvmDirtyRing(vcpu_fd, self._size)
-        except OSError as error:
-            raise BackendError("mmap of a dirty ring", error.errno or errno.EIO, f"{self._size} entries") from error
+        self._rings[vcpu_fd] = KvmDirtyRing(vcpu_fd, self._size)
 
     def remove(self, vcpu_fd: int) -> None:
         """Unmap the ring of a vCPU that is about to be closed; it has been taken."""

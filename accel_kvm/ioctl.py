@@ -1,4 +1,4 @@
-"""Calling ioctl, and the one place where its errno becomes an exception.
+"""Calling ioctl and mapping what a vCPU shares, and the one place where errno becomes an exception.
 
 Above `accel_kvm.abi`, below everything else of the plugin. Upstream: ioctl(2), KVM api.rst.
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import ctypes
 import errno as _errno
+import mmap
 from typing import Any, NoReturn
 
 from accel.errors import BackendError
@@ -35,6 +36,8 @@ Argument = int | ctypes.Structure | ctypes.Union | ctypes.Array[Any] | ctypes.c_
 
 _ADVICE = {
     _errno.EIO: "the VM is another process's (create it after the fork, not before) or KVM gave it up",
+    _errno.EMFILE: "this process has as many files open as it may; raise RLIMIT_NOFILE (ulimit -n). A vCPU takes two "
+    "descriptors, three with a dirty ring",
     _errno.ENOTTY: "this kernel's KVM does not know the request, or the descriptor is not of its kind",
 }
 
@@ -70,6 +73,24 @@ def ioctl(fd: int, request: int, arg: Argument, operation: str) -> int:
         errno = ctypes.get_errno()
         if errno != _errno.EINTR or request == abi.KVM_RUN:
             raise_errno(operation, errno)
+
+
+def map_shared(fd: int, size: int, page_number: int, operation: str) -> mmap.mmap:
+    """Map what a vCPU shares with its process; the mapping keeps a descriptor of its own of the vCPU.
+
+    Args:
+        fd: The vCPU.
+        size: Bytes.
+        page_number: Where it begins.
+        operation: What it is, for errors.
+
+    Raises:
+        BackendError: It could not be mapped: EMFILE, there is no descriptor left; ENOMEM.
+    """
+    try:
+        return mmap.mmap(fd, size, offset=page_number * mmap.PAGESIZE)
+    except OSError as error:
+        raise_errno(operation, error.errno or _errno.EIO)
 
 
 def raise_errno(operation: str, errno: int, detail: str = "") -> NoReturn:

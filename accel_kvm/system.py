@@ -70,9 +70,15 @@ class KvmSystem:
         except OSError as error:
             number = error.errno or errno.EIO
             raise BackendError(f"open {_DEVICE}", number, _ADVICE.get(number, "")) from error
+        try:
+            self._check_version()
+        except BackendError:
+            self.close()
+            raise
+
+    def _check_version(self) -> None:
         version = ioctl(self.fd, abi.KVM_GET_API_VERSION, 0, "KVM_GET_API_VERSION")
         if version != abi.KVM_API_VERSION:
-            self.close()
             raise BackendError(
                 "KVM_GET_API_VERSION",
                 errno.ENOTSUP,

@@ -18,7 +18,7 @@ from accel.backend import VcpuBackend
 from accel.errors import BackendError
 from accel.exits import ExitKind
 from accel_kvm import abi
-from accel_kvm.ioctl import ioctl, raise_errno
+from accel_kvm.ioctl import ioctl, map_shared, raise_errno
 from accel_kvm.kick import kick_thread, unblock
 from accel_kvm.registers import fill_special_registers, general_registers, state_from
 
@@ -74,7 +74,7 @@ class KvmVcpu(VcpuBackend):
         self.on_close: Callable[[], None] = lambda: None
         self._kick_signal = kick_signal
         # The kernel writes into this mapping during KVM_RUN only; the views below keep it mapped.
-        self._page = mmap.mmap(fd, mmap_size)
+        self._page = map_shared(fd, mmap_size, 0, "mmap of a vCPU")
         self._bytes = memoryview(self._page)
         self._words = self._bytes.cast("I")
         self.record = self._bytes[_UNION : _UNION + 32].cast("Q")

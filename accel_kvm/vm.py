@@ -5,6 +5,7 @@ Source: KVM api.rst, section 4, "vm ioctls". A VM belongs to the process that cr
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from ctypes import c_uint64
@@ -12,7 +13,7 @@ from functools import partial
 from typing import cast
 
 from accel.backend import HOLD_NEEDS, Capability, VcpuBackend, VmBackend, VmConfig
-from accel.errors import CapabilityError
+from accel.errors import BackendError, CapabilityError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_kvm import abi
@@ -113,7 +114,14 @@ class KvmVm(VmBackend):
 
     def create_vcpu(self, index: int) -> VcpuBackend:
         """Create a vCPU (KVM_CREATE_VCPU), with all CPUID features that the host offers."""
-        fd = ioctl(self._fd, abi.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
+        try:
+            fd = ioctl(self._fd, abi.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
+        except BackendError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # KVM keeps a vCPU as long as the VM, also where what came after its creation failed.
+            advice = f"an attempt before made vCPU {index} and then failed; take another index, or create the VM anew"
+            raise BackendError("KVM_CREATE_VCPU", errno.EEXIST, advice) from error
         try:
             vcpu = KvmVcpu(fd, self._mmap_size, self._kick_signal)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import accel
 from accel.backend import VmConfig
 from accel.errors import BackendError, CapabilityError, ClosedError, UsageError
-from accel_kvm import abi
+from accel_kvm import abi, system
 from accel_kvm.ioctl import ioctl
 from accel_kvm.vm import KvmVm
 
@@ -54,6 +55,39 @@ def test_vm_offers_what_the_kernel_says_of_the_vm(open_vm) -> None:
         backend._fd, abi.KVM_CHECK_EXTENSION, abi.KVM_CAP_MAX_VCPUS, "KVM_CHECK_EXTENSION"
     )
     assert os.uname().release in backend.host()
+
+
+def test_vm_of_a_device_that_is_no_kvm_leaves_nothing_open(monkeypatch) -> None:
+    monkeypatch.setattr(system, "_DEVICE", os.devnull)
+    before = open_files()
+    with pytest.raises(BackendError, match="KVM_GET_API_VERSION failed: ENOTTY"):
+        KvmVm(VmConfig())
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_vcpu_for_which_no_descriptors_are_left_is_refused_with_the_limit_to_raise(open_vm, free) -> None:
+    vm = open_vm(dirty_ring_size=4096)
+    before = open_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Numbers up to the highest that is open are all taken then, so the limit leaves as many as are to be free.
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    while taken[-1] <= highest:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1 + free, hard))
+    try:
+        with pytest.raises(BackendError, match=r"EMFILE.*raise RLIMIT_NOFILE"):
+            vm.create_vcpu(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for number in taken:
+            os.close(number)
+    assert open_files() == before
+    if free:
+        with pytest.raises(BackendError, match=r"EEXIST.*an attempt before made vCPU 0 and then failed"):
+            vm.create_vcpu(0)
+    assert vm.create_vcpu(1).read_state().rip == 0xFFF0
 
 
 def test_vm_closed_twice_leaves_nothing_open(boot) -> None:
