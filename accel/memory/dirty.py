@@ -148,7 +148,7 @@ class DirtyLog:
             UsageError: `clients` has bits that are no `DirtyClient`.
             AddressError: There is no memory for the bitmap; nothing is started.
         """
-        wanted = _clients(clients)
+        wanted = each_client(clients)
         with self._lock:
             try:
                 new = {one: bytearray(-(-self._page_count // 8)) for one in wanted if not self._counts[one]}
@@ -169,7 +169,7 @@ class DirtyLog:
             UsageError: `clients` has bits that are no `DirtyClient`.
             StateError: One of them does not log; nothing is stopped.
         """
-        wanted = _clients(clients)
+        wanted = each_client(clients)
         with self._lock:
             for one in wanted:
                 self._bitmap(one)
@@ -304,8 +304,8 @@ class DirtyLog:
         raise StateError(f"dirty-log client {DirtyClient(one).name} does not log this block; start it first")
 
 
-def _clients(clients: int) -> list[int]:
-    """Return each client of a mask, or raise UsageError."""
+def each_client(clients: int) -> list[int]:
+    """Return each client of a mask. Raises UsageError where it has bits that are none."""
     mask = int(clients)
     if mask & ~_ALL:
         raise UsageError(f"{mask:#x} has bits that are no dirty-log client; the clients are {_ALL:#x} in all")

@@ -11,7 +11,7 @@ from typing import Self
 
 from accel.errors import AddressError, RegionError, StateError
 from accel.interrupts import interrupts_held_back
-from accel.memory.dirty import DirtyClient, DirtyLog
+from accel.memory.dirty import DirtyClient, DirtyLog, each_client
 from accel.memory.ram_block import RamBlock
 from accel.memory.region_tree import RegionNode
 
@@ -36,7 +36,8 @@ class RegionContents(RegionNode):
         self.block = block
         self.dirty: DirtyLog | None = None
         self.log_mask = 0
-        self._log_counts: dict[DirtyClient, int] = {}
+        # By client.
+        self._log_counts: dict[int, int] = {}
 
     # access
 
@@ -94,29 +95,32 @@ class RegionContents(RegionNode):
     # the dirty log
 
     def start_log(self, client: DirtyClient) -> None:
-        """Note from now on, for `client`, which pages are written; counted.
+        """Note from now on, for `client`, which pages are written; counted. Several clients count each by itself.
 
         Raises:
             RegionError: It has no memory of its own.
+            UsageError: `client` is none.
         """
         with self._editing(self._owner), interrupts_held_back():
             log = self.dirty_log()
             log.start(client)
             if self._owner is not None:
                 self._owner.journal(lambda: log.stop(client))
-            self._count_log(client, self._log_counts.get(client, 0) + 1)
+            self._count_log(client, 1)
 
     def stop_log(self, client: DirtyClient) -> None:
         """Take back one `start_log`; after the last, the client's bits are gone once the change is in force.
 
         Raises:
-            StateError: The client does not log this region.
+            StateError: The client, or one of several, does not log this region; nothing has changed.
+            UsageError: `client` is none.
         """
         with self._editing(self._owner):
-            count = self._log_counts.get(client, 0)
-            if not count or self.dirty is None:
-                raise StateError(f"{client.name} does not log '{self.name}', so it cannot stop")
-            self._count_log(client, count - 1)
+            idle = [one for one in each_client(client) if not self._log_counts.get(one)]
+            if idle or self.dirty is None:
+                name = DirtyClient(sum(idle) or client).name
+                raise StateError(f"{name} does not log '{self.name}', so it cannot stop")
+            self._count_log(client, -1)
             log = self.dirty
             if self._owner is None:
                 log.stop(client)
@@ -149,9 +153,11 @@ class RegionContents(RegionNode):
 
     # inside
 
-    def _count_log(self, client: DirtyClient, count: int) -> None:
-        counts = {**self._log_counts, client: count}
-        mask = sum(int(one) for one, times in counts.items() if times)
+    def _count_log(self, clients: int, step: int) -> None:
+        counts = dict(self._log_counts)
+        for one in each_client(clients):
+            counts[one] = counts.get(one, 0) + step
+        mask = sum(one for one, times in counts.items() if times)
         self._change(_log_counts=counts, log_mask=mask)
         self._damage()
 

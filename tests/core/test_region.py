@@ -616,6 +616,28 @@ def test_region_log_counts_each_client_by_itself(stage) -> None:
     assert mask() == 0
 
 
+def test_region_log_of_several_clients_counts_each_by_itself(stage) -> None:
+    vga, code, migration = DirtyClient
+    region = ram()
+    stage.memory.add(region, 0)
+    region.start_log(vga | code)
+    region.start_log(vga)
+    assert region.log_mask == region.dirty.mask == vga | code
+    with pytest.raises(StateError, match="MIGRATION does not log 'r', so it cannot stop"):
+        region.stop_log(vga | migration)
+    region.stop_log(code)
+    assert region.log_mask == region.dirty.mask == vga
+    with pytest.raises(StateError, match="CODE does not log 'r', so it cannot stop"):
+        region.stop_log(vga | code)
+    region.stop_log(vga)
+    region.stop_log(vga)
+    assert region.log_mask == region.dirty.mask == 0
+    for use in (region.start_log, region.stop_log):
+        with pytest.raises(UsageError, match="0x8 has bits that are no dirty-log client"):
+            use(8)
+    stage.check()
+
+
 def test_region_of_all_addresses_stands_at_0_only(stage) -> None:
     everything = mmio("all", TOP)
     for at in (1, TOP - 1):
