@@ -189,7 +189,8 @@ class RegionNode:
 
     @property
     def children(self) -> tuple[Self, ...]:
-        """All children, highest priority first; among equals the latest added first. O(n log n)."""
+        """All children, highest priority first; among equals the latest added first; of a VM's region, for whoever
+        has the big lock. O(n log n)."""
         return () if self._children is None else self._children.ranked()
 
     def children_in(self, start: int, end: int) -> list[Self]:
@@ -259,6 +260,8 @@ class RegionNode:
         return parent
 
     def _check_target_offset(self, offset: int) -> None:
+        if not isinstance(offset, int):
+            raise UsageError(f"offset {offset!r} of what '{self.name}' shows is no whole number")
         if not 0 <= offset < ADDRESS_SPACE_SIZE:
             target = "" if self.target is None else self.target.name
             raise RegionError(self.name, f"offset {offset:#x} in '{target}' is negative or not below 2^64")
@@ -344,6 +347,8 @@ def _reaches(child: N, parent: N) -> bool:
 
 
 def _check_place(child: RegionNode, at: int, parent: RegionNode) -> None:
+    if not isinstance(at, int):
+        raise UsageError(f"offset {at!r} of '{child.name}' in '{parent.name}' is no whole number")
     if not 0 <= at <= ADDRESS_SPACE_SIZE - child.size:
         raise RegionError(child.name, f"of size {child.size:#x} at {at:#x} of '{parent.name}' does not end by 2^64")
 

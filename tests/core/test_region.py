@@ -143,6 +143,19 @@ def test_region_add_beyond_the_address_space_is_refused(at: int) -> None:
         container("root", TOP).add(mmio(size=0x100), at)
 
 
+@pytest.mark.parametrize("at", [4096.0, "4096", None])
+def test_region_place_that_is_no_whole_number_is_refused(at: object) -> None:
+    box, child = MemoryRegion.container("box", 1 << 32), ram()
+    with pytest.raises(UsageError, match="of 'r' in 'box' is no whole number"):
+        box.add(child, at)
+    box.add(child, 0)
+    with pytest.raises(UsageError, match="of 'r' in 'box' is no whole number"):
+        child.move(at)
+    with pytest.raises(UsageError, match="of what 'window' shows is no whole number"):
+        MemoryRegion.alias("window", box, at, 4096)
+    assert (child.parent, child.offset) == (box, 0)
+
+
 def test_region_add_up_to_the_last_address_works() -> None:
     root = container("root", TOP)
     root.add(mmio(size=0x100), TOP - 0x100)
