@@ -7,9 +7,10 @@ of this class; what a guest's access does is `guest_access`.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
-from accel.errors import StateError
+from accel.errors import ClosedError, StateError
 from accel.interrupts import interrupts_held_back
 from accel.locks import Lock
 from accel.memory.flat_view import EMPTY_VIEW, FlatView
@@ -40,7 +41,7 @@ class AddressSpace(HostAccess):
         history: As given.
         big_lock: The VM's.
         unassigned: Guest accesses that nothing served, or that a device refused. Guarded by the big lock.
-        closed: Whether it was closed.
+        closed: Whether it was closed, or the transaction that it was made in failed.
 
     Raises:
         RegionError: `root` belongs to another VM.
@@ -68,6 +69,8 @@ class AddressSpace(HostAccess):
         self._fixed = fixed
         self._abandoned = False
         with transactions.transaction():
+            # Where the transaction fails, what it made never was, and nothing that is put in there would ever show.
+            transactions.journal(partial(setattr, self, "closed", True))
             root.claim(transactions)
             transactions.add_space(self)
 
@@ -84,12 +87,17 @@ class AddressSpace(HostAccess):
             return
         if self._fixed:
             raise StateError(f"address space '{self.name}' is the VM's own; close the VM")
-        with self._transactions.exclusive():
-            for listener in reversed(self.listeners):
-                self.remove_listener(listener)
-            self._transactions.remove_space(self)
-            self.closed = True
-            self.view = EMPTY_VIEW
+        try:
+            with self._transactions.exclusive():
+                for listener in reversed(self.listeners):
+                    self.remove_listener(listener)
+                self._transactions.remove_space(self)
+                self.closed = True
+                self.view = EMPTY_VIEW
+        except ClosedError:
+            # Another thread closed the VM while this one waited for the big lock.
+            if not self._abandoned:
+                raise
 
     def abandon(self) -> None:
         """Note that the VM is closed: there is nothing left to tell, and the view stays for those who read."""
@@ -108,6 +116,11 @@ class AddressSpace(HostAccess):
         self.root.remove(region)
 
     def __str__(self) -> str:
+        """Return the tree as it stands, a line for each region. Takes the big lock."""
+        with self.big_lock:
+            return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
         lines = [f"address-space: {self.name}"]
         pending = [(self.root, 0, 1)]
         while pending:
@@ -124,7 +137,7 @@ class AddressSpace(HostAccess):
                 (child, base + child.offset, depth + 1)
                 for child in sorted(region.children, key=lambda child: -child.offset)
             )
-        return "\n".join(lines)
+        return lines
 
     # listeners
 

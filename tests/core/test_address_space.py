@@ -152,7 +152,10 @@ def test_address_space_made_in_a_transaction_that_fails_never_was(vm) -> None:
         bus.add(MemoryRegion.ram("ram", 0x1000), 0)
         raise KeyError("not like this")
     assert len(vm.address_spaces) == 2
-    assert (shown(bus), root.children) == ([], ())
+    assert (shown(bus), root.children, bus.closed) == ([], (), True)
+    for use in (lambda: bus.add(MemoryRegion.ram("late", 0x1000), 0), lambda: bus.read(0, 1)):
+        with pytest.raises(ClosedError, match="address space 'bus' is closed"):
+            use()
     bus.close()
     with accel.open_accelerator("mock") as mock, mock.create_vm() as other:
         other.create_address_space("bus", root)
@@ -221,6 +224,22 @@ def test_address_space_of_a_closed_vm_can_be_read_and_closed() -> None:
             vm.create_address_space("late", MemoryRegion.container("late", 8))
 
 
+def test_address_space_that_waits_to_be_closed_while_the_vm_is_closed_has_nothing_left_to_do(
+    vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = vm.create_address_space("bus", MemoryRegion.ram("ram", 0x1000))
+    exclusive = vm.transactions.exclusive
+
+    def late():
+        """Take the big lock after another thread had it last."""
+        vm.close()
+        return exclusive()
+
+    monkeypatch.setattr(vm.transactions, "exclusive", late)
+    bus.close()
+    assert bus.read(0, 4) == bytes(4)
+
+
 def test_address_space_reader_inside_goes_on_while_the_vm_is_closed() -> None:
     """A device's callback closes the VM and releases the memory in the middle of a copy out of it."""
     with accel.open_accelerator("mock") as mock:
@@ -273,3 +292,19 @@ def test_address_space_prints_the_tree(stage) -> None:
         "    0000000000030000-00000000000301ff (prio 0, alias): alias window @ram 0000000000000100-00000000000002ff",
         "    0000000000040000-0000000000040000 (prio 0, rom): bios",
     ]
+
+
+def test_address_space_prints_no_tree_that_is_edited_meanwhile(stage) -> None:
+    held = []
+
+    class Name(str):
+        __slots__ = ()
+
+        def __format__(self, spec: str) -> str:
+            held.append(stage.big_lock.held())
+            return str(self)
+
+    stage.memory.add(MemoryRegion.ram(Name("ram"), 0x1000), 0)
+    assert str(stage.memory).endswith("(prio 0, ram): ram")
+    assert held
+    assert all(held)
