@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
+
 from accel.address import AddressRange
 from accel.backend import Capability
 from accel.memory.flat_view import MemoryRegionSection
-from accel.memory.ioeventfd import IoEventFd
+from accel.memory.ioeventfd import SIZES, IoEventFd
 from accel.memory.listener import PRIORITY_ACCEL, MemoryListener, Update
 from accel_kvm.coalesced import Zone, zones_in
 from accel_kvm.ioeventfd import Doorbell
@@ -25,7 +27,7 @@ class KvmIoListener(MemoryListener):
         vm_fd: The VM.
         is_port: Whether the space is the ports; otherwise the memory.
         capabilities: What the VM offers.
-        any_size: Whether it offers doorbells for writes of any size (KVM_CAP_IOEVENTFD_ANY_LENGTH).
+        any_size: Whether it offers doorbells for writes of any size (KVM_CAP_IOEVENTFD_ANY_LENGTH); counts for ports.
     """
 
     name = "kvm-io"
@@ -80,9 +82,17 @@ class KvmIoListener(MemoryListener):
         return zones_in(window, self._is_port, section.region.name) if needed in self._capabilities else ()
 
     def _doorbells(self, section: MemoryRegionSection, eventfd: IoEventFd) -> Iterable[Doorbell]:
-        if Capability.IOEVENTFD not in self._capabilities or not (eventfd.size or self._any_size):
-            return ()
-        return (Doorbell(eventfd, self._is_port, section.region.name),)
+        if Capability.IOEVENTFD not in self._capabilities:
+            return []
+        if eventfd.size:
+            sizes: tuple[int, ...] = (eventfd.size,)
+        elif self._is_port:
+            sizes = SIZES[:1] if self._any_size else ()
+        else:
+            # In memory KVM's own "any size" takes reads for writes where the processor is Intel's: it rings, and skips
+            # the instruction. A write of a size that is none of these, a part of one across pages, exits.
+            sizes = SIZES[1:]
+        return [Doorbell(attrs.evolve(eventfd, size=size), self._is_port, section.region.name) for size in sizes]
 
 
 class _IoUpdate(Update):
