@@ -46,6 +46,8 @@ def _kinds() -> list[int]:
     kinds[abi.KVM_EXIT_HLT] = int(ExitKind.HALT)
     kinds[abi.KVM_EXIT_SHUTDOWN] = int(ExitKind.SHUTDOWN)
     kinds[abi.KVM_EXIT_INTR] = _INTERRUPTED
+    # The guest lowered CR8, for which VMX and SVM leave it without interrupt controllers. Nothing is to be done.
+    kinds[abi.KVM_EXIT_SET_TPR] = _INTERRUPTED
     kinds[abi.KVM_EXIT_FAIL_ENTRY] = int(ExitKind.FAIL_ENTRY)
     kinds[abi.KVM_EXIT_INTERNAL_ERROR] = int(ExitKind.INTERNAL_ERROR)
     kinds[abi.KVM_EXIT_DEBUG] = int(ExitKind.DEBUG)

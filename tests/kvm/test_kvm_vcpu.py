@@ -13,6 +13,7 @@ import accel
 from accel import Debug, Halt, InternalError, Interrupted, IoIn, IoOut, MmioRead, MmioWrite, OtherExit, Shutdown
 from accel.errors import BackendError, StateError, UsageError
 from accel_kvm import abi
+from accel_kvm import vcpu as vcpu_module
 from accel_kvm.ioctl import ioctl
 
 pytestmark = pytest.mark.kvm
@@ -203,6 +204,25 @@ def test_vcpu_exit_without_an_object_of_its_own_gives_its_number(boot) -> None:
     assert isinstance(found, OtherExit)
     assert found.reason == abi.KVM_EXIT_X86_RDMSR
     assert f"exit reason {abi.KVM_EXIT_X86_RDMSR} at RIP " in found.detail
+
+
+def test_vcpu_that_lowered_its_task_priority_on_vmx_or_svm_runs_on(boot, monkeypatch) -> None:
+    """There KVM leaves the guest for it, without interrupt controllers; elsewhere it has to be put in."""
+    left = []
+
+    def enter(fd: int, request: int, value: int) -> int:
+        if left:
+            return call(fd, request, value)
+        left.append(fd)
+        ctypes.c_uint32.from_buffer(guest_page, abi.KvmRun.exit_reason.offset).value = abi.KVM_EXIT_SET_TPR
+        return 0
+
+    call = vcpu_module._enter
+    monkeypatch.setattr(vcpu_module, "_enter", enter)
+    guest = boot("e660 f4")  # out %al, $0x60; hlt
+    guest_page = guest.vcpu.backend._page
+    assert guest.vcpu.run() == Interrupted()
+    assert isinstance(guest.vcpu.run(), IoOut)
 
 
 # state
