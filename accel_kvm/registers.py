@@ -1,7 +1,8 @@
-"""Between `X86State` and KVM's register structures (KVM_GET/SET_REGS, KVM_GET/SET_SREGS)."""
+"""Between `X86State` and KVM's register structures (KVM_GET/SET_REGS, /SREGS), and what CPUID says of one vCPU."""
 
 from __future__ import annotations
 
+from ctypes import Structure
 from typing import Any
 
 from accel.arch.x86 import X86Segment, X86State, X86Table
@@ -63,3 +64,20 @@ def state_from(regs: abi.KvmRegs, sregs: abi.KvmSregs) -> X86State:
     for name in (*_CONTROL, "apic_base"):
         values[name] = getattr(sregs, name)
     return X86State(**values)
+
+
+def with_apic_id(supported: Structure, apic_id: int) -> Structure:
+    """Return a copy of a list of CPUID leaves in which a vCPU has this APIC ID.
+
+    KVM_GET_SUPPORTED_CPUID gives that of the host's processor which happens to ask.
+    """
+    own = type(supported).from_buffer_copy(supported)
+    for number in range(own.nent):
+        leaf = own.entries[number]
+        if leaf.function == 0x1:
+            leaf.ebx = leaf.ebx & 0xFF_FFFF | (apic_id & 0xFF) << 24
+        elif leaf.function in (0xB, 0x1F):  # of every level
+            leaf.edx = apic_id
+        elif leaf.function == 0x8000_001E:
+            leaf.eax = apic_id
+    return own

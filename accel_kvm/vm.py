@@ -24,6 +24,7 @@ from accel_kvm.io_listener import KvmIoListener
 from accel_kvm.ioctl import ioctl
 from accel_kvm.kick import DEFAULT_SIGNAL, install
 from accel_kvm.memory_listener import KvmMemoryListener
+from accel_kvm.registers import with_apic_id
 from accel_kvm.system import KvmSystem, extension, extensions
 from accel_kvm.vcpu import KvmVcpu
 
@@ -113,7 +114,7 @@ class KvmVm(VmBackend):
             raise CapabilityError(f"this KVM does not offer {capability}; create the VM without it")
 
     def create_vcpu(self, index: int) -> VcpuBackend:
-        """Create a vCPU (KVM_CREATE_VCPU), with all CPUID features that the host offers."""
+        """Create a vCPU (KVM_CREATE_VCPU), with all CPUID features that the host offers and its index as APIC ID."""
         try:
             fd = ioctl(self._fd, abi.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU")
         except BackendError as error:
@@ -128,7 +129,7 @@ class KvmVm(VmBackend):
             os.close(fd)
             raise
         try:
-            vcpu.set_cpuid(self._cpuid)
+            vcpu.set_cpuid(with_apic_id(self._cpuid, index))
             if self._rings is not None:
                 self._rings.add(fd)
                 vcpu.on_close = partial(self._close_ring, fd)

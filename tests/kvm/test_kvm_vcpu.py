@@ -15,6 +15,7 @@ from accel.errors import BackendError, StateError, UsageError
 from accel_kvm import abi
 from accel_kvm import vcpu as vcpu_module
 from accel_kvm.ioctl import ioctl
+from accel_kvm.registers import with_apic_id
 
 pytestmark = pytest.mark.kvm
 
@@ -325,6 +326,33 @@ def test_vcpu_that_waits_for_init_waits_on_where_state_is_written(boot) -> None:
     assert activity(second) == abi.KVM_MP_STATE_UNINITIALIZED
     second.kick()
     assert second.run() == Interrupted()
+
+
+def test_vcpu_has_its_index_as_apic_id_whatever_host_processor_made_it(boot) -> None:
+    guest = boot(
+        "b801000000 0fa2 c1eb18 89d8 e760 f4"
+    )  # mov $1, %eax; cpuid; shr $24, %ebx; mov %ebx, %eax; out %eax, $0x60; hlt
+    vcpus = [guest.vcpu, guest.vm.create_vcpu(1), guest.vm.create_vcpu(6)]
+    for vcpu in vcpus:
+        vcpu.write_state(guest.start)
+    found = [int.from_bytes(vcpu.run().data, "little") for vcpu in vcpus]
+    assert found == [0, 1, 6]
+
+
+def test_vcpu_apic_id_is_in_each_leaf_that_tells_it() -> None:
+    cpuid = abi.cpuid2(5)
+    for entry, leaf in zip(cpuid.entries, (0x0, 0x1, 0xB, 0x1F, 0x8000_001E), strict=True):
+        entry.function = leaf
+        entry.eax = entry.ebx = entry.edx = 0xFFFF_FFFF
+    own = with_apic_id(cpuid, 0x123)
+    assert [(one.eax, one.ebx, one.edx) for one in own.entries] == [
+        (0xFFFF_FFFF, 0xFFFF_FFFF, 0xFFFF_FFFF),
+        (0xFFFF_FFFF, 0x23FF_FFFF, 0xFFFF_FFFF),
+        (0xFFFF_FFFF, 0xFFFF_FFFF, 0x123),
+        (0xFFFF_FFFF, 0xFFFF_FFFF, 0x123),
+        (0x123, 0xFFFF_FFFF, 0xFFFF_FFFF),
+    ]
+    assert cpuid.entries[1].ebx == 0xFFFF_FFFF
 
 
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)), "rip", "cr2")
