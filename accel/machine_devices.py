@@ -71,13 +71,18 @@ class MachineDevices:
         """Let all devices hand on what they buffer, each waiting up to `wait` seconds.
 
         Raises:
-            DeviceError: One of them could not.
+            DeviceError: One of them could not, the first if several; the others have.
         """
+        failed: DeviceError | None = None
         for device in self.attached:
             try:
                 device.flush(wait)
-            except Exception as error:
-                raise DeviceError(device.name, "handing on its output", None, None, error) from error
+            except Exception as error:  # noqa: BLE001 - a device may raise anything
+                if failed is None:
+                    failed = DeviceError(device.name, "handing on its output", None, None, error)
+                    failed.__cause__ = error
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """Close all devices, the latest first, and then their spaces; all of it happens, whatever raises.

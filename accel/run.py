@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from accel.backend import Accelerator
 from accel.backend_checks import check_report
@@ -193,11 +194,11 @@ class Run:
             return self._finished
 
     def _hand_on_the_rest(self) -> None:
-        try:
-            self._vm.drain()
-            self._flush(STOP_TIMEOUT)
-        except Exception as error:  # noqa: BLE001 - a device may raise anything; `wait` raises it
-            self._control.fail(error)
+        for hand_on in (self._vm.drain, partial(self._flush, STOP_TIMEOUT)):
+            try:
+                hand_on()
+            except Exception as error:  # noqa: BLE001 - a device may raise anything; `wait` raises it
+                self._control.fail(error)
 
     def _outcome(self, ended: float) -> RunResult | BaseException:
         outcome, status, crash, error = self._control.ending

@@ -6,6 +6,7 @@ does the rest behind the surface of `accel.backend`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
@@ -16,6 +17,7 @@ from accel.backend import HOLD_NEEDS, Accelerator, Capability, VmConfig
 from accel.backend_checks import check_listener, check_vcpu, check_vm
 from accel.blocker import AccelBlocker
 from accel.errors import CapabilityError, ClosedError, DeviceError, UsageError
+from accel.interrupts import interrupts_held_back
 from accel.locks import BIG_LOCK, RING_LOCK, Lock
 from accel.memory import guest_access
 from accel.memory.address_space import AddressSpace
@@ -107,6 +109,8 @@ class Vm:
         self.closed = False
         self.coalesced_writes = 0
         self._ring_lock = Lock(RING_LOCK)
+        # What was taken out of the ring and is not delivered yet, and whether a thread is at it; under the big lock.
+        self._undelivered: deque[tuple[int, int, bool, bytes]] = deque()
         self._draining = False
         self.vcpus: tuple[Vcpu, ...] = ()
         self.backend = accelerator.create_vm(config)
@@ -223,14 +227,16 @@ class Vm:
     def drain(self) -> None:
         """Deliver the coalesced writes that wait, in order; takes the big lock if there are any.
 
-        Does nothing if the VM is closed, or being closed by another thread.
+        Does nothing if the VM is closed, or being closed by another thread. An interrupt (Ctrl-C) leaves the rest for
+        the next call.
 
         Raises:
-            DeviceError: A handler raised.
+            DeviceError: A handler raised; the first if several did. What other devices were written behind that was
+                delivered all the same.
         """
         ring = self.backend.ring
         try:
-            if ring is None or ring.indices[0] == ring.indices[1]:
+            if ring is None or (ring.indices[0] == ring.indices[1] and not self._undelivered):
                 return
         except ValueError:
             return  # closed since: the ring is unmapped
@@ -238,21 +244,28 @@ class Vm:
             if self._draining or self.closed:
                 # A handler edits memory while it is served from here; the rest follows when it returns.
                 return
-            with self._ring_lock:
-                entries = list(ring.pop())
-            self._draining = True
+            with interrupts_held_back(), self._ring_lock:
+                self._undelivered.extend(ring.pop())
+            failed: DeviceError | None = None
             try:
-                for address, size, is_port, data in entries:
-                    self._deliver(self.io if is_port else self.memory, address, size, data)
+                self._draining = True
+                while self._undelivered:
+                    try:
+                        self._deliver(*self._undelivered.popleft())
+                    except DeviceError as error:
+                        failed = failed or error
             finally:
                 self._draining = False
+            if failed is not None:
+                raise failed
 
     @property
     def delivering(self) -> bool:
         """Whether the calling thread is delivering coalesced writes: it is in a device's handler."""
         return self._draining and self.big_lock.held()
 
-    def _deliver(self, space: AddressSpace, address: int, size: int, data: bytes) -> None:
+    def _deliver(self, address: int, size: int, is_port: bool, data: bytes) -> None:
+        space = self.io if is_port else self.memory
         self.coalesced_writes += len(data) // size
         try:
             guest_access.store_run(space, address, size, data)
