@@ -231,8 +231,14 @@ class RamBlock:
         except ValueError as error:
             raise self._closed() from error
         # Only now: a handler that comes before this line counts the span and is refused, one before that is asked.
-        if self.user_faults is not None:
-            self.user_faults.ensure(offset, size)
+        handler = self.user_faults
+        if handler is not None:
+            try:
+                handler.ensure(offset, size)
+            except BaseException:
+                # Who keeps the exception keeps this frame, and with it what counts as somebody's memoryview.
+                del span
+                raise
         return span
 
     def exports(self) -> int:

@@ -294,6 +294,25 @@ def test_user_faults_memory_that_somebody_takes_a_view_of_just_now_is_refused_or
         made[0].result.close()
 
 
+def test_user_faults_closed_while_somebody_takes_a_view_lets_him_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler goes once `RamBlock.span` has asked for the first time whether there is one."""
+    region = ram()
+    faults = accel.UserFaults(region, filled)
+
+    class Slot:
+        def __get__(self, block: RamBlock, kind: object) -> object:
+            handler = block.__dict__["user_faults"]
+            if handler is not None and sys._getframe(1).f_code.co_name == "span":
+                faults.close()
+            return handler
+
+        def __set__(self, block: RamBlock, handler: object) -> None:
+            block.__dict__["user_faults"] = handler
+
+    monkeypatch.setattr(RamBlock, "user_faults", Slot(), raising=False)
+    assert region.read(0, 1) == b"\x00"
+
+
 def test_user_faults_of_released_memory_are_refused() -> None:
     """What is at its address now may be anybody's."""
     region = ram()
@@ -414,6 +433,15 @@ def test_user_faults_resolve_that_raises_is_an_error_for_the_host_and_the_next_a
             region.read(0x1000, 1)
         assert faults.failed == {}
         assert region.read(0x1000, 1) == b"\x02"
+
+
+def test_user_faults_exception_that_somebody_keeps_is_no_memoryview() -> None:
+    region = ram()
+    with accel.UserFaults(region, lambda offset: b"short"), pytest.raises(UserFaultError) as kept:
+        region.read(0, 1)
+    assert kept.tb is not None
+    with accel.UserFaults(region, filled):
+        assert region.read(0, 1) == b"\x01"
 
 
 def test_user_faults_resolve_that_raises_keeps_the_guest_waiting_until_retry(spawn) -> None:
