@@ -54,11 +54,19 @@ class Journal:
             self.torn = None
 
     def settle(self) -> None:
-        """Let nothing be taken back any more, and do what waited for that; what raises is logged."""
+        """Let nothing be taken back any more, and do what waited for that; what raises is logged.
+
+        What ends the program does so once all of it is done.
+        """
         self._undo.clear()
+        end: BaseException | None = None
         while self._deferred:
             finish = self._deferred.pop(0)
             try:
                 finish()
             except Exception:  # noqa: BLE001 - it is too late to refuse anything
                 _log.exception("what was put off until a memory change was in force failed")
+            except BaseException as error:  # noqa: BLE001 - raised below
+                end = end or error
+        if end is not None:
+            raise end

@@ -339,6 +339,23 @@ def test_dirty_log_listener_that_edits_is_refused(stage, region, callback: str, 
 # all memory
 
 
+def test_global_log_stop_that_ends_the_program_does_all_that_was_put_off_before(stage, region) -> None:
+    """Else the bits of a client that stopped in the same change come back with its next start."""
+
+    class Ending(MemoryListener):
+        def log_global_stop(self) -> None:
+            raise SystemExit(3)
+
+    stage.memory.add_listener(Ending())
+    stage.dirty_log.start_global()
+    stops = [lambda: region.stop_log(VGA)]
+    stage.before_commit = lambda: stops.pop()() if stops else None
+    with pytest.raises(SystemExit):
+        stage.dirty_log.stop_global()
+    assert (region.log_mask, region.dirty.mask) == (0, 0)
+    stage.check()
+
+
 def test_global_log_counts_and_tells_each_listener_once(stage, region, log) -> None:
     for name, priority in (("b", 2), ("a", 1), ("c", 2)):
         listener = Asked(log, name, priority)
