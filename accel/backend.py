@@ -223,6 +223,7 @@ class VmBackend(ABC):
 
         Raises:
             CapabilityError: There is no interrupt controller in the accelerator.
+            UsageError: There is no such line.
         """
         raise CapabilityError("this VM has no interrupt controller; create it with irqchip")
 

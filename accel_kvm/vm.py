@@ -13,7 +13,7 @@ from functools import partial
 from typing import cast
 
 from accel.backend import HOLD_NEEDS, Capability, VcpuBackend, VmBackend, VmConfig
-from accel.errors import BackendError, CapabilityError
+from accel.errors import BackendError, CapabilityError, UsageError
 from accel.memory.listener import MemoryListener
 from accel.memory.slot_plan import Policy
 from accel_kvm import abi
@@ -34,6 +34,7 @@ _IDENTITY_MAP = 0xFEFF_C000
 _TSS = 0xFEFF_D000
 
 _DEFAULT_SLOTS = 32
+_LINES = 24
 
 #: ``hold`` → the kernel call that it stands for: "KVM: API to block and resume all running vcpus in a vm" and "kvm:
 #: implement atomic memslot updates", both on the kvm mailing list in autumn 2022, neither merged.
@@ -182,6 +183,9 @@ class KvmVm(VmBackend):
         """Set an interrupt line's level (KVM_IRQ_LINE)."""
         if not self._config.irqchip:
             super().set_irq(line, level)
+        if not 0 <= line < _LINES:
+            # KVM takes 32 bits of the number, and says nothing where there is no such line.
+            raise UsageError(f"interrupt line {line} is not in 0 to {_LINES - 1}, the pins of KVM's IOAPIC")
         ioctl(self._fd, abi.KVM_IRQ_LINE, abi.KvmIrqLevel(line, level), "KVM_IRQ_LINE")
 
     def host(self) -> str:

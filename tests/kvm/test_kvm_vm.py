@@ -90,6 +90,16 @@ def test_vcpu_for_which_no_descriptors_are_left_is_refused_with_the_limit_to_rai
     assert vm.create_vcpu(1).read_state().rip == 0xFFF0
 
 
+def test_vm_refuses_interrupt_lines_that_its_controllers_have_not(open_vm) -> None:
+    vm = open_vm(irqchip=True)
+    for line in (-1, 24, 1 << 32):
+        with pytest.raises(UsageError, match=f"interrupt line {line} is not in 0 to 23"):
+            vm.set_irq(line, True)
+    for line in (0, 23):
+        vm.set_irq(line, True)
+        vm.set_irq(line, False)
+
+
 def test_vm_closed_twice_leaves_nothing_open(boot) -> None:
     before, mapped = open_files(), kvm_mappings()
     guest = boot("e460")  # in $0x60, %al
