@@ -156,7 +156,7 @@ class AddressSpace(HostAccess):
             if transactions.log_mask and not any(one is listener for one in transactions.listeners):
                 with transactions.telling():
                     call(listener, "log_global_start", listener.log_global_start)
-                undo.callback(tell, listener, "log_global_stop")
+                undo.callback(self._tell_stop, listener)
             transactions.replay(self, listener, EMPTY_VIEW, self.view)
             undo.pop_all()
             self.listeners = tuple(sorted((*self.listeners, listener), key=lambda one: one.priority))
@@ -177,8 +177,11 @@ class AddressSpace(HostAccess):
             self.listeners = tuple(one for one in self.listeners if one is not listener)
             transactions.note_listeners()
             if transactions.log_mask and not any(one is listener for one in transactions.listeners):
-                with transactions.telling():
-                    tell(listener, "log_global_stop")
+                self._tell_stop(listener)
+
+    def _tell_stop(self, listener: MemoryListener) -> None:
+        with self._transactions.telling():
+            tell(listener, "log_global_stop")
 
     def count_unassigned(self) -> None:
         """Count a guest's access that nothing served. Takes the big lock."""

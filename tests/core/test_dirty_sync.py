@@ -356,6 +356,22 @@ def test_global_log_stop_that_ends_the_program_does_all_that_was_put_off_before(
     stage.check()
 
 
+def test_global_log_listener_that_is_refused_cannot_edit_memory_as_it_hears_of_the_end(stage, region, caplog) -> None:
+    class Editing(MemoryListener):
+        def region_add(self, section) -> None:
+            raise ValueError("no")
+
+        def log_global_stop(self) -> None:
+            stage.memory.add(ram("late", 1), 0x80000)
+
+    stage.dirty_log.start_global()
+    with pytest.raises(ListenerError, match="no"):
+        stage.memory.add_listener(Editing())
+    assert [section.region for section in stage.memory.view] == [region]
+    assert "memory cannot be edited by a listener" in caplog.text
+    stage.check()
+
+
 def test_global_log_counts_and_tells_each_listener_once(stage, region, log) -> None:
     for name, priority in (("b", 2), ("a", 1), ("c", 2)):
         listener = Asked(log, name, priority)
