@@ -30,6 +30,14 @@ _REGION = struct.Struct("=IIQQQ")
 #: Most bytes of one slot: KVM counts its pages in 31 bits.
 MAX_SLOT_SIZE = ((1 << 31) - 1) * 4096
 
+# Where KVM may have slots of its own: the local APIC's page, and what VMX without "unrestricted guest" needs (`vm.py`).
+_OWN_WINDOWS = (AddressRange(0xFEE0_0000, 0xFEE0_1000), AddressRange(0xFEFF_C000, 0xFF00_0000))
+#: What EEXIST is about then.
+OWN_PAGES = (
+    "memory may lie where this KVM keeps pages of its own: at 0xfee00000 with interrupt controllers, and on some "
+    "processors from 0xfeffc000 to 0xfeffffff; leave a gap there"
+)
+
 
 @define(eq=False)
 class _Entry:
@@ -161,7 +169,10 @@ class KvmSlots:
         try:
             ioctl(self._vm_fd, abi.KVM_SET_USER_MEMORY_REGION, self._region, "KVM_SET_USER_MEMORY_REGION")
         except BackendError as error:
-            raise slot_error(error.errno or errno.EIO, number, slot, size) from error
+            window = AddressRange.sized(slot.gpa, slot.size)
+            is_own = error.errno == errno.EEXIST and any(window.overlaps(own) for own in _OWN_WINDOWS)
+            advice = OWN_PAGES if is_own else ""
+            raise slot_error(error.errno or errno.EIO, number, slot, size, advice) from error
 
 
 def _flags(slot: Slot) -> int:

@@ -25,6 +25,7 @@ from accel_kvm.ioctl import ioctl
 from accel_kvm.kick import DEFAULT_SIGNAL, install
 from accel_kvm.memory_listener import KvmMemoryListener
 from accel_kvm.registers import with_apic_id
+from accel_kvm.slots import OWN_PAGES
 from accel_kvm.system import KvmSystem, extension, extensions
 from accel_kvm.vcpu import KvmVcpu
 
@@ -122,7 +123,7 @@ class KvmVm(VmBackend):
             if error.errno != errno.EEXIST:
                 raise
             # KVM keeps a vCPU as long as the VM, also where what came after its creation failed.
-            advice = f"an attempt before made vCPU {index} and then failed; take another index, or create the VM anew"
+            advice = f"an attempt before may have made vCPU {index} and then failed; create the VM anew. Or {OWN_PAGES}"
             raise BackendError("KVM_CREATE_VCPU", errno.EEXIST, advice) from error
         try:
             vcpu = KvmVcpu(fd, self._mmap_size, self._kick_signal)

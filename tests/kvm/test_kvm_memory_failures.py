@@ -89,6 +89,16 @@ def test_slot_that_the_kernel_refuses_is_named_and_the_map_before_stays(boot, fi
     assert [guest.load(at) for at in (BASE - PAGE_SIZE, BASE)] == [0x11, 0x11]
 
 
+@pytest.mark.parametrize("own", [0xFEE0_0000, 0xFEFF_F000])
+def test_slot_over_a_page_that_kvm_has_for_itself_says_so(boot, filled, own) -> None:
+    guest = boot("f4")
+    ForeignSlot(guest.vm, own)  # KVM's are as much in the way
+    region = filled("ram", 0x11, 2 * PAGE_SIZE)
+    error = failing(lambda: guest.vm.memory.add(region, at=own - PAGE_SIZE), MemorySlotError).value
+    assert error.errno == errno.EEXIST
+    assert "this KVM keeps pages of its own: at 0xfee00000" in str(error)
+
+
 def test_address_beyond_what_the_processor_has_is_refused_with_einval(boot) -> None:
     guest = boot("f4")
     rom = accel.MemoryRegion.rom("far", b"\x5a" * PAGE_SIZE)

@@ -85,7 +85,7 @@ def test_vcpu_for_which_no_descriptors_are_left_is_refused_with_the_limit_to_rai
             os.close(number)
     assert open_files() == before
     if free:
-        with pytest.raises(BackendError, match=r"EEXIST.*an attempt before made vCPU 0 and then failed"):
+        with pytest.raises(BackendError, match=r"EEXIST.*an attempt before may have made vCPU 0 .*0xfee00000"):
             vm.create_vcpu(0)
     assert vm.create_vcpu(1).read_state().rip == 0xFFF0
 
