@@ -97,10 +97,16 @@ class Vcpu:
         # What completing the last access for `read_state` came out with; `run` returns it. Owned by the vCPU's thread.
         self._held: int | None = None
         self.gate = vm.blocker.add_gate(f"vCPU {index}", backend.kick)
-        # Wakes the thread that runs it in a loop, or None without one. Both are guarded by `_calls_lock`, a leaf.
+        # Wakes the thread that runs it in a loop, or None without one, and that thread's native id. All of these are
+        # guarded by `_calls_lock`, a leaf.
         self._wake: Callable[[], None] | None = None
+        self._runner = 0
+        # Native id of the thread that makes its own call, since no thread ran it then; 0 without one. Only that thread
+        # takes it back.
+        self._maker = 0
         self._calls: deque[_Call] = deque()
         self._calls_lock = threading.Lock()
+        self._call_made = threading.Condition(self._calls_lock)
 
     def run(self) -> Exit:
         """Enter the guest until it comes out, and return why.
@@ -140,29 +146,49 @@ class Vcpu:
         """Return `function()`, made on the thread that runs this vCPU, outside of the guest; any thread.
 
         If a thread runs it in a loop (a started machine), that thread is kicked out for it, also while it is
-        paused; if none does, the call is made here. Use it for state: ``vcpu.call(vcpu.read_state)``.
+        paused; if none does, the call is made here. Calls are made one at a time, wherever; a machine that is started
+        meanwhile enters the guest after the one under way. Use it for state: ``vcpu.call(vcpu.read_state)``.
 
         Raises:
-            LockError: The big lock is held; the vCPU's thread may be waiting for it. With lock validation on, the
-                same for any other lock, and on the thread of another vCPU, which may want a call made here.
+            LockError: The big lock is held, and another thread runs the vCPU or makes a call, which may be waiting for
+                it. With lock validation on, the same for any other lock, and on the thread of another vCPU, which may
+                want a call made here.
             Exception: Whatever `function` raised.
         """
-        call = _Call(function)
-        with self._calls_lock:
-            wake = self._wake
-            if wake is not None and self.gate.thread_id != _thread.native_id:
-                self.vm.big_lock.assert_not_held("the vCPU's thread may be waiting for it; call outside of it")
-                waiting_for(VCPU_THREAD)
-                self._calls.append(call)
-            else:
-                wake = None
-        if wake is None:
+        me = _thread.native_id
+        if me in (self._runner, self._maker):
             return function()
-        wake()
+        try:
+            call = self._hand_over(function)
+            if call is None:
+                return function()
+        finally:
+            # In place, since an interrupt may come at each call: a maker that is left would be waited for in vain.
+            if self._maker == me:
+                self._maker = 0
+                with self._calls_lock:
+                    self._call_made.notify_all()
         call.done.wait()
         if call.error is not None:
             raise call.error
         return cast(T, call.value)
+
+    def _hand_over(self, function: Callable[[], object]) -> _Call | None:
+        """Give a call to the thread that runs this vCPU; without one make the calling thread the one that makes it."""
+        with self._calls_lock:
+            while self._wake is not None or self._maker:
+                self.vm.big_lock.assert_not_held("the vCPU's thread may be waiting for it; call outside of it")
+                waiting_for(VCPU_THREAD)
+                if self._wake is not None:
+                    wake, call = self._wake, _Call(function)
+                    self._calls.append(call)
+                    break
+                self._call_made.wait()
+            else:
+                self._maker = _thread.native_id
+                return None
+        wake()
+        return call
 
     def run_calls(self) -> None:
         """Make the calls that other threads asked for; on the vCPU's thread, outside of the guest."""
@@ -175,18 +201,32 @@ class Vcpu:
         return bool(self._calls)
 
     def bind(self, wake: Callable[[], None]) -> None:
-        """Note that the calling thread runs this vCPU in a loop that makes calls when `wake` was called."""
+        """Note that the calling thread runs this vCPU in a loop that makes calls when `wake` was called.
+
+        Before it does anything else with it, it calls `take_over`.
+        """
         with self._calls_lock:
-            self.gate.thread_id = _thread.native_id
+            self.gate.thread_id = self._runner = _thread.native_id
             self._wake = wake
         if validation_enabled():
             note_taken(self)
 
-    def unbind(self) -> None:
-        """Note that the calling thread runs it no more, and make the calls that are left."""
+    def take_over(self) -> None:
+        """Wait for the call that another thread began to make before `bind`, if there is one."""
         with self._calls_lock:
-            self._wake = None
-        self.run_calls()
+            while self._maker:
+                self._call_made.wait()
+            self.gate.thread_id = _thread.native_id
+
+    def unbind(self) -> None:
+        """Make the calls that are left, and note that the calling thread runs it no more."""
+        while self._wake is not None:
+            self.run_calls()
+            with self._calls_lock:
+                if not self._calls:  # who comes from now on makes its call itself, so this thread is through
+                    self._wake = None
+                    self._runner = 0
+                    self._call_made.notify_all()
         note_released(self)
 
     def read_state(self) -> X86State:

@@ -94,6 +94,7 @@ class VcpuThread:
                 vcpu.bind(self._wake)
             finally:
                 self._bound.set()
+            vcpu.take_over()
             vcpu.backend.prepare_thread()
             if self._attend():
                 self._loop()
