@@ -6,6 +6,7 @@ what it is for. Layer: below `user_fault`, above `userfaultfd`. It takes no lock
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -51,6 +52,7 @@ class PageResolver:
 
     Raises:
         CapabilityError: This host, or this user, has no userfaultfd.
+        BackendError: There are no descriptors left.
     """
 
     def __init__(
@@ -75,7 +77,11 @@ class PageResolver:
         # A leaf, held for the lifetime of the descriptors only and never while waiting for anyone.
         self._lock = threading.Lock()
         self._fd = UserFaultFd(base + part.start, part.size, page_size)
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            self._fd.close()
+            raise BackendError("eventfd", error.errno or errno.EMFILE) from error
         self._thread = threading.Thread(target=self._run, name=f"user-faults-{name}", daemon=True)
 
     # its life

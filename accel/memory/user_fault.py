@@ -84,6 +84,7 @@ class UserFaults:
 
     Raises:
         CapabilityError: This host has no userfaultfd, or not for this user, or not for this kind of memory.
+        BackendError: The kernel refuses, such as for want of descriptors.
         AddressError: `offset` or `size` does not fit.
         UsageError: The memory is a file.
         StateError: It has a handler already, or somebody has a memoryview of it, or a listener is told of a change.

@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import platform
+import resource
 import subprocess
 import sys
 import threading
@@ -21,7 +22,16 @@ import pytest
 import accel
 from accel import locks
 from accel.address import PAGE_SIZE
-from accel.errors import AddressError, CapabilityError, ClosedError, RegionError, StateError, UsageError, UserFaultError
+from accel.errors import (
+    AddressError,
+    BackendError,
+    CapabilityError,
+    ClosedError,
+    RegionError,
+    StateError,
+    UsageError,
+    UserFaultError,
+)
 from accel.memory import userfaultfd
 from accel.memory.ram_block import RamBlock
 from accel.memory.user_fault import handled_blocks
@@ -400,6 +410,24 @@ def test_user_faults_kernel_without_it_is_a_capability_error() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter has the call's number on x86-64")
 @pytest.mark.needs("/dev/userfaultfd")
+@pytest.mark.parametrize("room", [0, 1])
+def test_user_faults_without_a_free_descriptor_are_refused_and_leave_none(room: int) -> None:
+    region, before = ram(), leftovers()
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, limits[1]))
+    try:
+        with pytest.raises(BackendError, match="EMFILE"):
+            accel.UserFaults(region, filled)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert leftovers() == before
+    assert not handled_blocks()
+    with accel.UserFaults(region, filled):
+        assert region.read(0, 1) == b"\x01"
+
+
 def test_user_faults_call_that_is_not_permitted_goes_by_the_device() -> None:
     if not os.access("/dev/userfaultfd", os.R_OK | os.W_OK):
         pytest.skip("this user cannot open /dev/userfaultfd")
