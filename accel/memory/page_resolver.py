@@ -233,8 +233,10 @@ class PageResolver:
             else:
                 self._fd.wake(address, self._page_size)
         except BackendError as error:
-            # Once it is closed there is nothing to put pages into any more.
-            if not self.ended:
+            # Once it is closed there is nothing to put pages into any more; `stop` may be just between the two.
+            with self._lock:
+                ended = self.ended
+            if not ended:
                 raise self._error(
                     offset, f"could not be put in place ({error}); free some memory, and retry"
                 ) from error

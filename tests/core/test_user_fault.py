@@ -545,6 +545,51 @@ def test_user_faults_close_lets_everybody_go_on_with_zeros(spawn) -> None:
     assert region.read(PAGE_SIZE, 1) == b"\0"
 
 
+def test_user_faults_page_that_comes_in_the_middle_of_close_is_no_error(spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes no page any more then, and the host access reads the zeros that are there."""
+    region, asked, answer, moved = ram(), threading.Event(), threading.Event(), threading.Event()
+
+    def resolve(offset: int) -> bytes:
+        asked.set()
+        assert answer.wait(PATIENCE)
+        return filled(offset)
+
+    faults = accel.UserFaults(region, resolve)
+    resolver = faults._resolver
+
+    class Watched:
+        """The resolver's lock, and a note of that its thread wants it."""
+
+        lock = resolver._lock
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is resolver._thread:
+                moved.set()
+            self.lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.lock.release()
+
+    def unregister(fd: userfaultfd.UserFaultFd) -> None:
+        real(fd)
+        answer.set()
+        assert moved.wait(PATIENCE)
+
+    def read() -> bytes:
+        try:
+            return region.read(0, 1)
+        finally:
+            moved.set()
+
+    real = userfaultfd.UserFaultFd.unregister
+    monkeypatch.setattr(resolver, "_lock", Watched())
+    monkeypatch.setattr(userfaultfd.UserFaultFd, "unregister", unregister)
+    reader = spawn(read)
+    assert asked.wait(PATIENCE)
+    faults.close()
+    assert reader.join() == b"\0"
+
+
 def test_user_faults_resolve_cannot_close_its_handler() -> None:
     region, raised = ram(), []
 
