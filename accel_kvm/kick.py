@@ -94,7 +94,8 @@ def install(signal_number: int) -> None:
     """Make a signal interrupt blocking calls and do nothing else, in the whole process.
 
     From any thread, as often as one likes. A handler that the program itself gives this signal later stays in
-    force and kicks go on working, unless it asks for SA_RESTART.
+    force, and kicks go on ending KVM_RUN. But if it lets the signal be ignored (SIG_IGN, for SIGURG SIG_DFL too), or
+    blocks it on the vCPU's thread, a kick does not reach a vCPU that is inside.
 
     Raises:
         OptionError: The signal cannot serve (`check_signal`), or the program has a handler for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import threading
 import time
 
@@ -71,6 +72,22 @@ def wait_until_counting(guest) -> None:
 @pytest.mark.kvm
 def test_kick_of_a_spinning_guest_ends_run_with_eintr(raw_guest, kick_signal: int) -> None:
     kick.install(kick_signal)
+    guest = raw_guest("count")
+    runner = Runner(guest, kick_signal)
+    runner.start()
+    runner.wait_until_about_to_enter()
+    wait_until_counting(guest)
+    runner.kick()
+    assert runner.wait_until_out() == (-1, errno.EINTR)
+    runner.join()
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("restarts", [False, True])
+def test_kick_ends_run_under_a_handler_that_the_program_sets_later(raw_guest, kick_signal: int, restarts: bool) -> None:
+    kick.install(kick_signal)
+    signal.signal(kick_signal, lambda number, frame: None)
+    signal.siginterrupt(kick_signal, not restarts)
     guest = raw_guest("count")
     runner = Runner(guest, kick_signal)
     runner.start()
