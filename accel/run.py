@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from accel.backend import Accelerator
@@ -74,9 +75,10 @@ class Run:
     # steering
 
     def kick_all(self) -> None:
-        """Bring every vCPU out, so that it looks at what is wanted."""
-        for thread in self._threads:
-            thread.vcpu.kick()
+        """Bring every vCPU out, so that it looks at what is wanted; all are kicked, whatever raises."""
+        with ExitStack() as stack:
+            for thread in reversed(self._threads):
+                stack.callback(thread.vcpu.kick)
 
     def request_exit(self, status: int) -> None:
         """End the run with the guest's exit status; returns at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import pytest
 import accel
 from accel.devices import DebugConsole
 from accel.devices.base import Device
-from accel.errors import AccelError, InhibitTimeoutError, StateError
+from accel.errors import AccelError, BackendError, InhibitTimeoutError, StateError
 from accel.exits import ExitKind
 from accel.housekeeper import Housekeeper
 from accel.program import GuestProgram, Loop, Out
@@ -198,3 +199,24 @@ def test_close_with_a_vcpu_that_does_not_come_out_keeps_the_vm_and_can_be_retrie
     machine.close()
     assert machine.vm.closed
     assert device.closed == 1
+
+
+def test_stop_with_a_kick_that_fails_kicks_the_others_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the host's queue of signals is full for a moment."""
+    with accel.Machine.create("mock", memory="1M", cpus=2) as machine:
+        machine.load(_SPIN)
+        run = machine.start()
+        first, kicked = machine.vm.vcpus[0].backend, threading.Event()
+
+        def fail(thread_id: int) -> None:
+            raise BackendError("tgkill", errno.EAGAIN)
+
+        kick = machine.vm.vcpus[1].backend.kick
+        monkeypatch.setattr(machine.vm.vcpus[1].backend, "kick", lambda thread_id: (kick(thread_id), kicked.set()))
+        monkeypatch.setattr(first, "kick", fail)
+        with pytest.raises(BackendError, match="tgkill"):
+            run.request_stop()
+        assert kicked.is_set()
+        monkeypatch.undo()
+        run.stop()
+        assert run.wait().outcome == "stopped"
