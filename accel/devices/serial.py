@@ -70,8 +70,8 @@ class Serial(Device):
         self._room = threading.Condition(self._lock)
         self._uart = Uart()
         self._closed = False
-        # What the interrupt line was last set to, and whether a thread is setting it.
-        self._level = False
+        # What the interrupt line was last set to (None where that is not known), and whether a thread is setting it.
+        self._level: bool | None = False
         self._settling = False
 
     @property
@@ -202,7 +202,9 @@ class Serial(Device):
             while (step := self._next_step()) is not None:
                 line(step)
         except BaseException:
+            # An interrupt (Ctrl-C) may have come before the line was set, or after it.
             with self._lock:
+                self._level = None
                 self._settling = False
             raise
 
@@ -214,7 +216,7 @@ class Serial(Device):
             if wanted == self._level and not (wanted and uart.dipped):
                 self._settling = False
                 return None
-            # Still up after a dip: down now, and up again in the next step.
-            self._level = wanted and not self._level
+            # Still up after a dip, or perhaps: down now, and up again in the next step.
+            self._level = level = wanted and self._level is False
             uart.dipped = False
-            return self._level
+            return level

@@ -235,3 +235,29 @@ def test_serial_carrier_drops_at_once_where_nothing_waits_to_be_read() -> None:
     device.input_done()
     assert host.levels == [True]
     assert device.read(MSR, 1) & (MSR_DCD | MSR_DDCD) == MSR_DDCD
+
+
+@pytest.mark.parametrize("was_set", [False, True])
+def test_serial_line_whose_setting_was_interrupted_makes_an_edge_the_next_time(was_set: bool) -> None:
+    """Ctrl-C on a thread that feeds, before the line is set or after it."""
+    levels: list[bool] = []
+    interrupts = iter([True])
+
+    def line(level: bool) -> None:
+        interrupted = next(interrupts, False)
+        if was_set or not interrupted:
+            levels.append(level)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    class OneLine(Host):
+        def irq_line(self, number: int) -> Callable[[bool], None] | None:
+            return line
+
+    serial = Serial()
+    serial.connect(OneLine())
+    with pytest.raises(KeyboardInterrupt):
+        serial.write(IER, IER_TX, 1)
+    assert levels == [True] * was_set
+    serial.feed(b"a")
+    assert levels == [True] * was_set + [False, True]
