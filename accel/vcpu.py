@@ -32,6 +32,7 @@ from accel.exits import (
     Shutdown,
     unpack_io,
 )
+from accel.interrupts import interrupts_held_back
 from accel.locks import VCPU_THREAD, note_released, note_taken, validation_enabled, waiting_for
 from accel.program import GuestProgram
 
@@ -270,7 +271,7 @@ class Vcpu:
             if self.closed:
                 return
             # Nobody is inside then: a thread in the guest could not be kicked once its gate is forgotten.
-            with vm.blocker.inhibit(vm.inhibit_timeout):
+            with interrupts_held_back(), vm.blocker.inhibit(vm.inhibit_timeout):
                 self.closed = True
                 vm.blocker.remove_gate(self.gate)
                 self.backend.close()

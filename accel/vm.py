@@ -287,7 +287,12 @@ class Vm:
             if self.closed:
                 return
             self.transactions.check_idle()
-            with self.blocker.inhibit(self.inhibit_timeout), ExitStack() as stack:  # all of it, whatever raises
+            # An interrupt (Ctrl-C) is let through while it waits for the vCPUs, and then only once all is closed.
+            with (
+                interrupts_held_back(),
+                self.blocker.inhibit(self.inhibit_timeout),
+                ExitStack() as stack,  # all of it, whatever raises
+            ):
                 self.closed = True
                 # Whoever waits outside, or comes later, hears of it instead of calling into what is gone.
                 self.blocker.close()
