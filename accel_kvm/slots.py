@@ -15,7 +15,6 @@ from sortedcontainers import SortedDict
 
 from accel.address import AddressRange
 from accel.errors import BackendError, MemorySlotError
-from accel.interrupts import interrupts_held_back
 from accel.locks import SLOTS_LOCK, Lock
 from accel.memory.dirty_rings import merge_entries
 from accel.memory.slot_plan import Slot, SlotNumbers
@@ -138,10 +137,7 @@ class KvmSlots:
         Raises:
             BackendError: A call failed, or a ring lost entries; nothing that was written is missing from the logs.
         """
-        if self._rings is None:
-            return
-        # What is taken and not merged would be reset the next time and noted by nobody.
-        with interrupts_held_back():
+        if self._rings is not None:
             merge_entries(self._rings.take(), self._slot_numbered, self._page_size)
             self._rings.reset()
             try:
