@@ -173,8 +173,9 @@ class Session:
                     raise worker.error from stuck
             raise
         finally:
-            for worker in workers:
-                worker.stop()
+            with ExitStack() as stack:  # all of them, also where an interrupt ends the wait for one
+                for worker in reversed(workers):
+                    stack.callback(worker.stop)
         for worker in workers:
             if worker.error is not None:
                 raise worker.error

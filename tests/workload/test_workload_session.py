@@ -31,6 +31,7 @@ from accel.plugins import PluginManager
 from accel.program import ERRORS, GuestProgram, In, Load, Loop, Out, Store, text
 from accel.result import Outcome
 from accel.workload import session as session_module
+from accel.workload.changes import Changes
 from accel.workload.schema import (
     Accelerators,
     Address,
@@ -344,3 +345,23 @@ def test_run_workload_image_where_the_firmware_lies_is_refused(tmp_path: Path) -
     )
     with pytest.raises(ImageError, match="are where the firmware lies; load it elsewhere"):
         run_workload(Workload(image=image))
+
+
+def test_session_interrupted_while_one_worker_ends_stops_the_others_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, threads = Changes.stop, set(threading.enumerate())
+
+    def interrupted(self: Changes) -> None:
+        stop(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Changes, "stop", interrupted)
+    ended = threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        ended.wait(60)
+        yield b""
+
+    with Session(on_mock(GuestProgram(()))) as session, pytest.raises(KeyboardInterrupt):
+        session.run(chunks=chunks(), wake=ended.set)
+    assert ended.is_set()
+    assert set(threading.enumerate()) <= threads
