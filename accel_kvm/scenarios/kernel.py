@@ -226,8 +226,6 @@ class Kernel:
         vars(stand_in).update(vars(ctypes), get_errno=lambda: self._errno.number)
         files = ModuleType("os")
         vars(files).update(vars(os), open=lambda path, flags: _SYSTEM_FD, close=lambda fd: None)
-        maps = ModuleType("mmap")
-        vars(maps).update(vars(mmap), mmap=lambda fd, size: mmap.mmap(-1, size))
         vars(calls).update(raw_ioctl=self.ioctl, ctypes=stand_in)
         vars(system).update(os=files)
         vars(vm).update(os=files, install=lambda number: None)
@@ -235,7 +233,7 @@ class Kernel:
             _enter=self.ioctl,
             ctypes=stand_in,
             os=files,
-            mmap=maps,
+            map_shared=lambda fd, size, page_number, operation: mmap.mmap(-1, size),
             kick_thread=self.kick_thread,
             unblock=lambda number: None,
         )
