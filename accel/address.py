@@ -99,6 +99,8 @@ def parse_size(text: int | str) -> int:
         if text < 0:
             raise AddressError(f"size {text} is negative")
         return text
+    if not isinstance(text, str):
+        raise AddressError(f"{text!r} is no size; write a whole number of bytes or text with a unit, such as '64M'")
     found = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if found is None:
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -6,6 +6,7 @@ want made on the thread that runs it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -54,10 +55,16 @@ class _Thread(threading.local):
     """The calling thread's native id, which costs a system call to ask for."""
 
     def __init__(self) -> None:
+        self.ask()
+
+    def ask(self) -> None:
+        """Ask for it."""
         self.native_id = threading.get_native_id()
 
 
 _thread = _Thread()
+# A child's thread has an id of its own, and a kick by the parent's would reach nobody.
+os.register_at_fork(after_in_child=_thread.ask)
 
 
 class _Call:
@@ -130,7 +137,8 @@ class Vcpu:
         Raises:
             BackendError: The accelerator failed.
         """
-        with self.vm.big_lock:
+        # An interrupt (Ctrl-C) between taking entries and merging them would lose the pages.
+        with interrupts_held_back(), self.vm.big_lock:
             if not self.closed:
                 self.vm.backend.empty_dirty_rings()
 

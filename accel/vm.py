@@ -176,8 +176,10 @@ class Vm:
         Raises:
             UsageError: There is one of this name.
             RegionError: `root` belongs to another VM.
+            StateError: The calling thread is inside a transaction of another VM.
             ClosedError: The VM is closed.
         """
+        self.transactions.check_thread()
         with self.big_lock:
             if any(space.name == name for space in self.transactions.spaces):
                 raise UsageError(f"address space '{name}' exists already; choose another name")
@@ -220,7 +222,12 @@ class Vm:
             return vcpu
 
     def set_irq(self, line: int, level: bool) -> None:
-        """Set the level of an interrupt line, from any thread. Raises CapabilityError without irqchip."""
+        """Set the level of an interrupt line, from any thread.
+
+        Raises:
+            CapabilityError: The VM has no interrupt controllers.
+            UsageError: They have no such line.
+        """
         with self.blocker.vm_call("set_irq"):
             self.backend.set_irq(line, level)
 
@@ -296,12 +303,13 @@ class Vm:
                 self.closed = True
                 # Whoever waits outside, or comes later, hears of it instead of calling into what is gone.
                 self.blocker.close()
+                # From the last to the first: memory is let go of once the accelerator shows it no more.
+                stack.callback(self.transactions.close)
                 stack.callback(self.backend.close)
                 for vcpu in self.vcpus:
                     stack.callback(vcpu.close)
                 for space in self.address_spaces:
                     stack.callback(space.abandon)
-                stack.callback(self.transactions.close)
 
     def __enter__(self) -> Self:
         return self

@@ -175,7 +175,7 @@ class Transactions:
         """
         if atomic not in ("address", "map"):
             raise UsageError(f"atomic = {atomic!r}: must be 'address' or 'map'")
-        self._check_thread()
+        self.check_thread()
         with self.big_lock:
             self.check_idle()
             savepoint = self._journal.savepoint
@@ -201,7 +201,7 @@ class Transactions:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Take the big lock for something that must not happen inside a transaction. Raises StateError."""
-        self._check_thread()
+        self.check_thread()
         with self.big_lock:
             self.check_idle()
             if self._depth:
@@ -259,8 +259,12 @@ class Transactions:
 
     # inside
 
-    def _check_thread(self) -> None:
-        """Refuse to wait for a VM's big lock in a transaction of another: a third thread may do the reverse."""
+    def check_thread(self) -> None:
+        """Refuse to wait for a VM's big lock in a transaction of another: a third thread may do the reverse.
+
+        Raises:
+            StateError: The calling thread is inside a transaction of another VM.
+        """
         other = _thread.transactions
         if other is not None and other is not self and other.active:
             raise StateError("a transaction of another VM is open on this thread; end it first")

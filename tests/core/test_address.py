@@ -99,6 +99,12 @@ def test_parse_size_of_a_negative_number_raises() -> None:
         parse_size(-5)
 
 
+@pytest.mark.parametrize("size", [4096.5, None, b"4K"])
+def test_parse_size_of_what_is_neither_text_nor_a_whole_number_raises(size: object) -> None:
+    with pytest.raises(AddressError, match="is no size; write a whole number of bytes or text"):
+        parse_size(size)  # type: ignore[arg-type]
+
+
 @given(st.text(max_size=12))
 def test_parse_size_never_raises_anything_else(text: str) -> None:
     try:

@@ -276,6 +276,25 @@ def test_vm_closed_under_a_running_vcpu_brings_it_out_first(vm: Vm, spawn) -> No
     assert vcpu.backend.closed == 1
 
 
+def test_vm_closed_lets_go_of_memory_once_the_accelerator_has(tiny: Tiny, vm: Vm, monkeypatch) -> None:
+    ram, pins = MemoryRegion.ram("ram", 4096), []
+    vm.memory.add(ram, 0)
+    monkeypatch.setattr(tiny.made[0], "close", lambda: pins.append(ram.block.pins))
+    vm.close()
+    assert pins == [1]
+    assert ram.block.pins == 0
+
+
+def test_vm_space_made_inside_a_transaction_of_another_vm_is_refused(vm: Vm) -> None:
+    """Two threads that did it the other way round would wait for each other's big lock."""
+    with (
+        OpenAccelerator(Tiny()) as opened,
+        opened.create_vm().transaction(),
+        pytest.raises(StateError, match="a transaction of another VM is open"),
+    ):
+        vm.create_address_space("bus", MemoryRegion.container("bus"))
+
+
 def test_vm_that_cannot_be_closed_yet_is_left_open_and_may_be_closed_later(tiny: Tiny, spawn) -> None:
     opened = OpenAccelerator(tiny, {"inhibit_timeout_ms": 50})
     vm = opened.create_vm()

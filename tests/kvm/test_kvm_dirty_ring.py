@@ -89,6 +89,22 @@ def test_rings_are_reset_whole_however_many_signals_end_the_call_early(machine) 
     assert left == 0
 
 
+def test_rings_that_are_emptied_while_ctrl_c_comes_are_emptied_whole(machine, monkeypatch) -> None:
+    one, region = machine(writes(20, each=20), 100)
+    one.run(timeout=60)
+    take = dirty_ring.KvmDirtyRing.take
+
+    def interrupted(ring: dirty_ring.KvmDirtyRing) -> list[tuple[int, int]]:
+        found = take(ring)
+        signal.raise_signal(signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dirty_ring.KvmDirtyRing, "take", interrupted)
+        one.vm.vcpus[0].empty_dirty_rings()
+    assert dirty(one, region) == set(range(20))
+
+
 def test_reset_that_never_does_anything_is_an_error_and_its_pages_come_again(machine, monkeypatch) -> None:
     one, region = machine(writes(20, each=20), 100)
     one.run(timeout=60)
