@@ -257,8 +257,6 @@ class Transactions:
             )
         self._mend()
 
-    # inside
-
     def check_thread(self) -> None:
         """Refuse to wait for a VM's big lock in a transaction of another: a third thread may do the reverse.
 
@@ -268,6 +266,8 @@ class Transactions:
         other = _thread.transactions
         if other is not None and other is not self and other.active:
             raise StateError("a transaction of another VM is open on this thread; end it first")
+
+    # inside
 
     def _mend(self) -> None:
         """Take back what a transaction that ended with an exception left."""
