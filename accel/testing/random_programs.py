@@ -18,13 +18,20 @@ from hypothesis import strategies as st
 from accel.devices.port_handler import PortAccess
 from accel.machine import Machine
 from accel.memory.region import MemoryRegion
-from accel.program import ERRORS, Add, GuestProgram, In, Load, Loop, Op, Out, Store
+from accel.program import ERRORS, RETURN_BYTE, Add, Fetch, GuestProgram, Halt, In, Load, Loop, Op, Out, Store
 from accel.result import Outcome
 
 #: Two pages of RAM, a page of ROM and two of a device, with holes between.
 RAM, ROM, DEVICE = 0x1000_1000, 0x1000_4000, 0x1000_6000
 ROM_BYTES = bytes(range(16)) * 256
 PORTS = range(0x80, 0x88)
+
+#: Programs of the kinds that `operations` does not draw, by what they are about.
+SPECIAL: dict[str, list[Op]] = {
+    "return": [Store(RAM + 5, RETURN_BYTE, 1), Loop([Fetch(RAM + 5)], 10), Out(0x80, 1), Halt(), Out(0x80, 2)],
+    "hole": [Fetch(RAM - 0x1000), Out(0x80, 1)],  # nothing there: internal error
+    "saturate": [Loop([Load(RAM, expect=1)], 300), Out(0x80, ERRORS, 1), Out(0x80, ERRORS, 2)],
+}
 
 _PAGE = 0x1000
 _EDGES = (RAM, RAM + _PAGE, RAM + 2 * _PAGE, ROM, ROM + _PAGE, DEVICE, DEVICE + _PAGE)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.program import ERRORS, RETURN_BYTE, Fetch, GuestProgram, Halt, Load, Loop, Op, Out, Store
-from accel.testing.random_programs import RAM, operations, run_program
+from accel.program import ERRORS, GuestProgram, Op, Out
+from accel.testing.random_programs import SPECIAL, operations, run_program
 
 pytestmark = pytest.mark.kvm
 
@@ -19,14 +19,6 @@ def test_x86_program_does_on_kvm_what_the_mock_does(ops: list[Op]) -> None:
     assert run_program("kvm", program) == run_program("mock", program)
 
 
-@pytest.mark.parametrize(
-    "ops",
-    [
-        [Store(RAM + 5, RETURN_BYTE, 1), Loop([Fetch(RAM + 5)], 10), Out(0x80, 1), Halt(), Out(0x80, 2)],
-        [Fetch(RAM - 0x1000), Out(0x80, 1)],  # nothing there: internal error
-        [Loop([Load(RAM, expect=1)], 300), Out(0x80, ERRORS, 1), Out(0x80, ERRORS, 2)],
-    ],
-    ids=["return", "hole", "saturate"],
-)
+@pytest.mark.parametrize("ops", SPECIAL.values(), ids=SPECIAL)
 def test_x86_program_that_fetches_or_fails_does_the_same(ops: list[Op]) -> None:
     assert run_program("kvm", GuestProgram(ops)) == run_program("mock", GuestProgram(ops))

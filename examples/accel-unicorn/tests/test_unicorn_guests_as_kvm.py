@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import accel
 from accel.errors import CapabilityError
-from accel.program import ERRORS, RETURN_BYTE, Fetch, GuestProgram, Halt, Load, Loop, Op, Out, Store
+from accel.program import ERRORS, GuestProgram, Op, Out, Store
 from accel.result import Outcome
-from accel.testing.random_programs import RAM, operations, run_program
+from accel.testing.random_programs import RAM, SPECIAL, operations, run_program
 
 pytestmark = pytest.mark.kvm
 
@@ -215,14 +215,6 @@ def _leaves_ram(op: Op) -> bool:
     return isinstance(op, Store) and op.address < end < op.address + op.size
 
 
-@pytest.mark.parametrize(
-    "ops",
-    [
-        [Store(RAM + 5, RETURN_BYTE, 1), Loop([Fetch(RAM + 5)], 10), Out(0x80, 1), Halt(), Out(0x80, 2)],
-        [Fetch(RAM - 0x1000), Out(0x80, 1)],  # nothing there: internal error
-        [Loop([Load(RAM, expect=1)], 300), Out(0x80, ERRORS, 1), Out(0x80, ERRORS, 2)],
-    ],
-    ids=["return", "hole", "saturate"],
-)
+@pytest.mark.parametrize("ops", SPECIAL.values(), ids=SPECIAL)
 def test_program_that_fetches_or_fails_does_the_same(ops: list[Op]) -> None:
     assert run_program("kvm", GuestProgram(ops)) == run_program("unicorn", GuestProgram(ops))
